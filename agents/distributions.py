@@ -28,8 +28,8 @@ class SquashedGaussian:
     log_std: Float[Tensor, "*batch A"]
 
     @classmethod
-    def from_output(cls, output: Float[Tensor, "*batch 2A"]) -> SquashedGaussian:
-        """Read mean and log standard deviation off a network's output."""
+    def from_output(cls, output: Float[Tensor, "*batch D"]) -> SquashedGaussian:
+        """Read mean and log standard deviation off a network's output, ``D = 2 A`` wide."""
         mean, log_std = output.chunk(2, dim=-1)
         return cls(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
 

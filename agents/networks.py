@@ -48,11 +48,6 @@ class MLP(nn.Module):
             self.weights.append(_uniform((members, fan_in, fan_out), fan_in, generator))
             self.biases.append(_uniform((members, 1, fan_out), fan_in, generator))
 
-    @property
-    def last_layer(self) -> str:
-        """Name of the last layer's weight, the last that all tasks share."""
-        return f"weights.{len(self.weights) - 1}"
-
     def forward(self, inputs: Float[Tensor, "#E K B I"]) -> Float[Tensor, "E K B D"]:
         """Map inputs, one set for all networks or one each, to the networks' outputs."""
         last = len(self.weights) - 1

@@ -31,25 +31,29 @@ class SACConfig:
     """How the actor's per-task gradients are combined."""
     critic_width: int = 256
     """Units in each hidden layer of a critic."""
-    critic_depth: int = 3
+    critic_depth: int = 2
     """Hidden layers of a critic."""
     actor_width: int = 256
     """Units in each hidden layer of the actor."""
-    actor_depth: int = 3
+    actor_depth: int = 2
     """Hidden layers of the actor."""
     layer_norm: bool = True
     """Normalise the hidden layers of actor and critics."""
-    learning_rate: float = 3e-4
-    """Adam's, for actor, critics and temperatures."""
+    critic_learning_rate: float = 1e-3
+    """Adam's, for the critics."""
+    actor_learning_rate: float = 3e-4
+    """Adam's, for the actor."""
+    temperature_learning_rate: float = 3e-4
+    """Adam's, for the logarithms of the temperatures."""
     max_gradient_norm: float = 1.0
     """Longest combined gradient that reaches Adam."""
     discount: float = 0.99
     """How much the next step's value counts."""
-    target_rate: float = 0.005
+    target_rate: float = 0.025
     """Share of the critics that moves into their targets with each update."""
     target_entropy: float = -2.0
     """Entropy, in nats, that each task's temperature steers its policy towards."""
-    initial_temperature: float = 0.1
+    initial_temperature: float = 0.01
     """Each task's weight of the entropy at the start."""
     reward_scale: float = 0.1
     """Rewards are multiplied by this before the critics see them."""
@@ -58,7 +62,7 @@ class SACConfig:
     gradnorm_actor_alpha: float = 0.0
     """The same for the actor, judged by the critics' losses, as its own change sign; 0 equalises
     gradient norms."""
-    gradnorm_learning_rate: float = 1e-3
+    gradnorm_learning_rate: float = 1e-2
     """Adam's, for GradNorm's weights."""
 
     def __post_init__(self) -> None:
@@ -70,7 +74,9 @@ class SACConfig:
         for name in ("critic_width", "critic_depth", "actor_width", "actor_depth"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in (
-            "learning_rate",
+            "critic_learning_rate",
+            "actor_learning_rate",
+            "temperature_learning_rate",
             "max_gradient_norm",
             "initial_temperature",
             "reward_scale",
@@ -83,7 +89,7 @@ class SACConfig:
         _require("target_rate", self.target_rate, 0 < self.target_rate <= 1, "in (0, 1]")
 
 
-def _require(name: str, value: float, condition: bool, what: str) -> None:
+def _require(name: str, value: int | float, condition: bool, what: str) -> None:
     if not condition:
         flag = name.replace("_", "-")
         raise UserError(f"`--{flag}` must be {what}, found {value}.")
@@ -96,7 +102,6 @@ class Critics(nn.Module):
         super().__init__()
         sizes = [input_size, *[config.critic_width] * config.critic_depth, 1]
         self.mlp = MLP(sizes, members=2, layer_norm=config.layer_norm, **options)
-        self.last_layer = f"mlp.{self.mlp.last_layer}"
 
     def forward(
         self, observations: Float[Tensor, "K B O"], actions: Float[Tensor, "K B A"]
@@ -122,7 +127,6 @@ class Actor(nn.Module):
         hidden = [config.actor_width] * config.actor_depth
         sizes = [observation_size + num_tasks, *hidden, 2 * action_size]
         self.mlp = MLP(sizes, layer_norm=config.layer_norm, **options)
-        self.last_layer = f"mlp.{self.mlp.last_layer}"
 
     def forward(self, observations: Float[Tensor, "K B O"]) -> SquashedGaussian:
         """Return the distribution over actions."""
@@ -173,17 +177,31 @@ class SAC:
             .requires_grad_()
         )
         self._temperature_adam = torch.optim.Adam(
-            [self.log_temperatures], lr=config.learning_rate, fused=True
+            [self.log_temperatures], lr=config.temperature_learning_rate, fused=True
         )
         self.critic_optimizer = self._optimizer(
-            self.critics, config.critic_weighting, config.gradnorm_alpha, num_tasks
+            self.critics,
+            config.critic_weighting,
+            num_tasks,
+            alpha=config.gradnorm_alpha,
+            learning_rate=config.critic_learning_rate,
         )
         self.actor_optimizer = self._optimizer(
-            self.actor, config.actor_weighting, config.gradnorm_actor_alpha, num_tasks
+            self.actor,
+            config.actor_weighting,
+            num_tasks,
+            alpha=config.gradnorm_actor_alpha,
+            learning_rate=config.actor_learning_rate,
         )
 
     def _optimizer(
-        self, module: Actor | Critics, weighting: str, alpha: float, num_tasks: int
+        self,
+        module: Actor | Critics,
+        weighting: str,
+        num_tasks: int,
+        *,
+        alpha: float,
+        learning_rate: float,
     ) -> MultiTaskOptimizer:
         return MultiTaskOptimizer(
             module,
@@ -195,8 +213,7 @@ class SAC:
                 learning_rate=self.config.gradnorm_learning_rate,
             ),
             num_tasks=num_tasks,
-            last_layer=module.last_layer,
-            learning_rate=self.config.learning_rate,
+            learning_rate=learning_rate,
             max_norm=self.config.max_gradient_norm,
         )
 

@@ -2,7 +2,6 @@
 
     python benchmarks/learning.py reach            # one task, three seeds
     python benchmarks/learning.py three            # three tasks, three seeds
-    python benchmarks/learning.py mt10 --seeds 1   # MT10
 
 Each curve is kept as benchmarks/results/NAME_seedN.jsonl, beside it the run's configuration with
 the exact command, versions and machine.
@@ -28,7 +27,24 @@ from mtrl.logging import read_metrics
 RESULTS = Path(__file__).parent / "results"
 TRAIN = ("python", "scripts/train_mt10.py")
 
-STUDIES: dict[str, tuple[float, tuple[str, ...]]] = {}
+COMMON = (
+    *("--envs-per-task", "16", "--update-ratio", "0.0625"),
+    *("--eval-envs-per-task", "25", "--threads", "1", "--wandb", "disabled"),
+)
+"""One update for every step of 16 environments per task: updates are what time goes into."""
+
+STUDIES = {
+    "reach": (
+        0.9,
+        "--benchmark reach-v3 --total-steps 240000 --warmup-steps 8000 --eval-every 20000 "
+        "--log-every 10000 --batch-size 128",
+    ),
+    "three": (
+        0.8,
+        "--benchmark reach-v3 drawer-close-v3 button-press-topdown-v3 --total-steps 720000 "
+        "--warmup-steps 24000 --eval-every 60000 --log-every 30000",
+    ),
+}
 """Success rate to reach, and options, by name."""
 
 
@@ -36,8 +52,8 @@ STUDIES: dict[str, tuple[float, tuple[str, ...]]] = {}
 class Options:
     """What to train."""
 
-    study: Annotated[Literal["reach", "three", "mt10"], tyro.conf.Positional]
-    """One task, three tasks or MT10."""
+    study: Annotated[Literal["reach", "three"], tyro.conf.Positional]
+    """One task or three tasks."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run each, one after the other."""
     only_report: bool = False
@@ -54,7 +70,7 @@ def main() -> None:
     for seed in options.seeds:
         name = f"{options.study}_seed{seed}"
         if not options.only_report:
-            run(name, [*arguments, "--seed", str(seed)])
+            run(name, [*arguments.split(), *COMMON, "--seed", str(seed)])
         table.add_row(str(seed), *report(RESULTS / f"{name}.jsonl", threshold))
     Console(width=100).print(table)
 

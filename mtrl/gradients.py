@@ -57,19 +57,30 @@ def gramian(jacobian: Mapping[str, Tensor]) -> Float[Tensor, "K K"]:
 
     It is a sum over parameters, so the Jacobian is never joined into one matrix.
     """
-    rows = [gradient.flatten(start_dim=1) for gradient in jacobian.values()]
-    total = rows[0] @ rows[0].T
-    for row in rows[1:]:
-        total = torch.addmm(total, row, row.T)
-    return total
+    return torch.stack([_gramian_of_one(gradient) for gradient in jacobian.values()]).sum(dim=0)
 
 
 def combine(weights: Float[Tensor, " K"], jacobian: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return ``weights @ J`` by parameter name, in the parameters' own shapes."""
     return {
-        name: (weights @ gradient.flatten(start_dim=1)).view(gradient.shape[1:])
+        name: (weights @ _blocks(gradient)).view(gradient.shape[1:])
         for name, gradient in jacobian.items()
     }
+
+
+def _gramian_of_one(gradient: Tensor) -> Float[Tensor, "K K"]:
+    blocks = _blocks(gradient)
+    return torch.bmm(blocks, blocks.mT).sum(dim=0)
+
+
+def _blocks(gradient: Tensor) -> Float[Tensor, "M K Q"]:
+    """View a gradient ``(K, M, ...)`` as M matrices ``(K, Q)``; M is 1 if there is no such axis.
+
+    `_PerTaskLinear` leaves the networks' axis M outermost in memory, so this copies nothing.
+    """
+    if gradient.ndim < 3:
+        return gradient.view(1, len(gradient), -1)
+    return gradient.flatten(start_dim=2).transpose(0, 1)
 
 
 def linear(
@@ -122,8 +133,8 @@ class _PerTaskLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             flat = torch.bmm(low.flatten(1, 2), weight.to(ctx.dtype).mT)
             grad_inputs = flat.view(inputs.shape).to(inputs.dtype)
-        # (K, E, I, B) @ (K, E, B, D): task k's rows meet only task k's slice of the weight.
-        by_task = inputs.to(ctx.dtype).transpose(0, 1).mT
-        grad_weight = (by_task @ low.transpose(0, 1)).to(weight.dtype)
+        # One product (I, B) @ (B, D) per network and task: a task's rows meet only its own slice.
+        products = torch.bmm(inputs.to(ctx.dtype).flatten(0, 1).mT, low.flatten(0, 1))
+        grad_weight = products.to(weight.dtype).unflatten(0, grad.shape[:2]).transpose(0, 1)
         grad_bias = grad.sum(dim=2, keepdim=True).transpose(0, 1)
         return grad_inputs, grad_weight, grad_bias, None

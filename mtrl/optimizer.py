@@ -22,7 +22,6 @@ class MultiTaskOptimizer:
         module: Holds the parameters, all shared by all tasks.
         weighting: How the tasks' gradients are combined.
         num_tasks: K.
-        last_layer: Name of the parameter where gradient norms are taken for GradNorm.
         learning_rate: Adam's.
         max_norm: Longest gradient that reaches Adam; infinite for no limit.
         epsilon: Adam's.
@@ -34,7 +33,6 @@ class MultiTaskOptimizer:
         weighting: Weighting,
         *,
         num_tasks: int,
-        last_layer: str,
         learning_rate: float,
         max_norm: float = float("inf"),
         epsilon: float = 1e-5,
@@ -42,7 +40,6 @@ class MultiTaskOptimizer:
         self.module = module
         self.weighting = weighting
         self._num_tasks = num_tasks
-        self._last_layer = last_layer
         self._max_norm = max_norm
         self._parameters = dict(module.named_parameters())
         self._adam = torch.optim.Adam(
@@ -73,10 +70,10 @@ class MultiTaskOptimizer:
         """
         J = jacobian(losses, parameters)
         G = gramian(J)
-        norms = J[self._last_layer].flatten(start_dim=1).norm(dim=1)
-        weights = self.weighting(G, (losses if rates is None else rates).detach(), norms)
-        broken = ~(G.isfinite().all() & weights.isfinite().all())
-        gradient = combine(weights * self._clip_factor(weights, G), J)
+        weights = self.weighting(G, (losses if rates is None else rates).detach())
+        clipped = weights * self._clip_factor(weights, G)
+        broken = ~(G.isfinite().all() & clipped.isfinite().all())
+        gradient = combine(clipped, J)
         for name, parameter in self._parameters.items():
             parameter.grad = gradient[name]
         self._adam_step(broken)

@@ -106,8 +106,14 @@ class Replay:
         """Go on from a saved state.
 
         Raises:
-            UserError: If it was saved with another capacity.
+            UserError: If it was saved with another capacity or number of tasks.
         """
+        tasks, saved_tasks = len(self._rows), len(state["storage"]["rewards"])
+        if saved_tasks != tasks:  # one saved task would silently be copied to all
+            raise UserError(
+                f"`num_tasks` is {tasks}, but the saved replay has {saved_tasks} tasks: "
+                "use the saved value."
+            )
         if state["capacity"] != self.capacity:
             raise UserError(
                 f"`capacity` is {self.capacity}, but the saved replay has {state['capacity']}: "

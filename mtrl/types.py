@@ -71,14 +71,14 @@ class Weighting(Stateful, Protocol):
     """Turns K per-task gradients into one, by looking at K x K numbers about them."""
 
     def __call__(
-        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"], norms: Float[Tensor, " K"]
+        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"]
     ) -> Float[Tensor, " K"]:
         """Return the weight of each task's gradient in the update.
 
         Args:
-            gramian: Inner products of the tasks' gradients over all shared parameters.
+            gramian: Inner products of the tasks' gradients over all shared parameters; its
+                diagonal holds their squared norms.
             losses: The tasks' losses, by which their training rates are judged.
-            norms: Norms of the tasks' gradients at the last shared layer.
 
         Returns:
             Weights ``w``; the update follows ``sum_i w[i] * gradient_i``.

@@ -11,8 +11,8 @@ from ..types import State, Weighting
 class Chain:
     """Lets the second weighting work on gradients that the first has scaled.
 
-    With ``w`` the first one's weights, the second sees ``diag(w) G diag(w)``, ``w * losses`` and
-    ``w * norms``, and the two weight vectors multiply. ``Chain(GradNorm(...), PCGrad(...))``
+    With ``w`` the first one's weights, the second sees ``diag(w) G diag(w)`` and
+    ``w * losses``, and the two weight vectors multiply. ``Chain(GradNorm(...), PCGrad(...))``
     removes conflicts between balanced gradients.
 
     Args:
@@ -25,12 +25,12 @@ class Chain:
         self.second = second
 
     def __call__(
-        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"], norms: Float[Tensor, " K"]
+        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"]
     ) -> Float[Tensor, " K"]:
         """Return the product of both weight vectors. See `mtrl.types.Weighting`."""
-        scale = self.first(gramian, losses, norms)
+        scale = self.first(gramian, losses)
         scaled = scale[:, None] * gramian * scale[None, :]
-        return scale * self.second(scaled, scale * losses, scale * norms)
+        return scale * self.second(scaled, scale * losses)
 
     def state_dict(self) -> State:
         """Return both states."""

@@ -19,12 +19,14 @@ class GradNorm:
     """Learns loss weights under which every task trains at a similar rate.
 
     Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask
-    Networks", ICML 2018 (https://arxiv.org/abs/1711.02257). With ``n_i`` the gradient norm of task
-    i at the last shared layer, ``r_i = (L_i(t) / L_i(0)) / mean`` its inverse training rate, and
-    the target ``mean(w n) * r_i ** alpha`` held constant, the weights descend
-    ``sum_i |w_i n_i - target_i|``. The derivative is ``n_i * sign(w_i n_i - target_i)``, so no
-    second backward pass is needed. Weights stay positive and sum to K. A task that lags
-    (``r_i > 1``) gains weight.
+    Networks", ICML 2018 (https://arxiv.org/abs/1711.02257). With ``n_i`` the norm of task i's
+    gradient, ``r_i = (L_i(t) / L_i(0)) / mean`` its inverse training rate, and the target
+    ``mean(w n) * r_i ** alpha`` held constant, the weights descend ``sum_i |w_i n_i - target_i|``.
+    The derivative is ``n_i * sign(w_i n_i - target_i)``, so no second backward pass is needed.
+    Weights stay positive and sum to K. A task that lags (``r_i > 1``) gains weight.
+
+    Norms are over all shared parameters. The paper takes the last shared layer to save time; here
+    the Gramian's diagonal holds the whole norm for nothing, and it balances what is added up.
 
     The losses that judge the rates must not be negative. An actor's loss changes sign: give its
     weighting the critics' losses, or ``alpha = 0``, which equalises norms and ignores losses.
@@ -62,18 +64,20 @@ class GradNorm:
         self._steps = torch.zeros((), device=device)
 
     def __call__(
-        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"], norms: Float[Tensor, " K"]
+        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"]
     ) -> Float[Tensor, " K"]:
         """Return this step's weights, and learn the next one's. See `mtrl.types.Weighting`.
 
         Where a loss or norm is not finite nothing is learned from this step.
         """
-        del gramian
+        norms = gramian.diagonal().clamp_min(0).sqrt()
         weights = self.weights.clone()
         finite = (losses.isfinite() & norms.isfinite()).all()
         first = finite & (self._steps == 0)
         torch.where(first, losses, self.initial_losses, out=self.initial_losses)
         gradient = self.weight_gradient(losses, norms)
+        # Finite numbers can still overflow on the way; Adam's moments would never recover.
+        finite = finite & gradient.square().isfinite().all()
         self._adam_step(torch.where(finite, gradient, 0.0), finite)
         return weights.to(losses.dtype)
 

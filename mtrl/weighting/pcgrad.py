@@ -30,7 +30,7 @@ class PCGrad:
     Example:
         >>> J = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
         >>> pcgrad = PCGrad(torch.Generator().manual_seed(0))
-        >>> pcgrad(J @ J.T, losses=torch.ones(2), norms=J.norm(dim=1))
+        >>> pcgrad(J @ J.T, losses=torch.ones(2))
         tensor([2.2222, 1.5789])
     """
 
@@ -44,14 +44,14 @@ class PCGrad:
         self._initial_state = generator.get_state()
 
     def __call__(
-        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"], norms: Float[Tensor, " K"]
+        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"]
     ) -> Float[Tensor, " K"]:
         """Return the weights of the projected sum. See `mtrl.types.Weighting`.
 
         A task whose gradient is zero projects nobody. One whose gradient is not finite is left out:
         its weight is 0.
         """
-        del losses, norms
+        del losses
         K = len(gramian)
         order = self.draw_order(K, gramian.device)
         finite = gramian.diagonal().isfinite()

@@ -13,10 +13,10 @@ class Uniform:
     """Weights ``1 / K``: the update follows the gradient of the mean loss."""
 
     def __call__(
-        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"], norms: Float[Tensor, " K"]
+        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"]
     ) -> Float[Tensor, " K"]:
         """Return ``1 / K`` for each task. See `mtrl.types.Weighting`."""
-        del gramian, norms
+        del gramian
         return torch.full_like(losses, 1.0 / len(losses))
 
     def state_dict(self) -> State:

@@ -1,0 +1,135 @@
+"""Stacked networks against ordinary `nn.Linear` ones, forwards and backwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from agents.networks import MLP, append_one_hot
+from mtrl.gradients import expand_parameters, jacobian
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _mlp(sizes: list[int], *, seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> MLP:
+    return MLP(sizes, generator=_generator(seed), dtype=dtype, **options)
+
+
+def _ordinary(mlp: MLP) -> list[nn.Sequential]:
+    """One `nn.Sequential` per member, with the same numbers."""
+    networks = []
+    for member in range(len(mlp.weights[0])):
+        layers: list[nn.Module] = []
+        for weight, bias in zip(mlp.weights, mlp.biases, strict=True):
+            layer = nn.Linear(*weight.shape[1:]).to(weight.dtype)
+            layer.weight.data = weight.data[member].T.clone()
+            layer.bias.data = bias.data[member, 0].clone()
+            layers.append(layer)
+            if mlp.layer_norm:
+                layers.append(nn.LayerNorm(weight.shape[-1], elementwise_affine=False))
+            layers.append(nn.ReLU())
+        hidden_to_output = layers[: -2 if mlp.layer_norm else -1]
+        networks.append(nn.Sequential(*hidden_to_output))
+    return networks
+
+
+def _loss(outputs: Tensor, k: int) -> Tensor:
+    """A loss that differs between tasks and looks at every output."""
+    return (outputs * (1 + k)).sin().square().mean()
+
+
+def _stack(networks: list[nn.Sequential], gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Gradients of the ordinary networks' parameters, in the stacked network's layout."""
+    depth = len(gradients) // len(networks) // 2
+    members = [gradients[2 * depth * e : 2 * depth * (e + 1)] for e in range(len(networks))]
+    stacked = {}
+    for layer in range(depth):
+        stacked[f"weights.{layer}"] = torch.stack([m[2 * layer].T for m in members])
+        stacked[f"biases.{layer}"] = torch.stack([m[2 * layer + 1][None] for m in members])
+    return stacked
+
+
+@settings(max_examples=40)
+@given(
+    K=st.integers(1, 5),
+    B=st.integers(1, 6),
+    E=st.integers(1, 3),
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    layer_norm=st.booleans(),
+    shared_inputs=st.booleans(),
+)
+def test_per_task_gradients_are_those_of_separate_backward_passes(
+    K, B, E, sizes, layer_norm, shared_inputs
+):
+    mlp = _mlp(sizes, seed=K + B, members=E, layer_norm=layer_norm).double()
+    shape = (1 if shared_inputs else E, K, B, sizes[0])
+    inputs = torch.randn(shape, generator=_generator(E), dtype=torch.float64)
+    networks = _ordinary(mlp)
+    parameters = [p for network in networks for p in network.parameters()]
+    per_member = inputs.expand(E, K, B, sizes[0])
+
+    expanded = expand_parameters(mlp, K)
+    outputs = functional_call(mlp, expanded, (inputs,))
+    J = jacobian(torch.stack([_loss(outputs[:, k], k) for k in range(K)]), expanded)
+    torch.testing.assert_close(mlp(inputs), outputs, rtol=0, atol=0)
+    for k in range(K):
+        expected = torch.stack([network(per_member[e, k]) for e, network in enumerate(networks)])
+        torch.testing.assert_close(outputs[:, k], expected, rtol=1e-10, atol=1e-10)
+        rows = _stack(networks, torch.autograd.grad(_loss(expected, k), parameters))
+        assert set(J) == set(rows)
+        for name, row in rows.items():
+            torch.testing.assert_close(J[name][k], row, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_bfloat16_is_close_and_returns_float32(layer_norm):
+    def run(dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        mlp = _mlp([20, 64, 64, 3], members=2, layer_norm=layer_norm, dtype=dtype)
+        parameters = expand_parameters(mlp, 4)
+        inputs = torch.randn(1, 4, 64, 20, generator=_generator(1))
+        outputs = functional_call(mlp, parameters, (inputs,))
+        return outputs, jacobian((outputs + 1).square().mean(dim=(0, 2, 3)), parameters)
+
+    exact, exact_gradients = run(torch.float32)
+    rounded, rounded_gradients = run(torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.02
+    for name, gradient in exact_gradients.items():
+        assert rounded_gradients[name].dtype == torch.float32
+        assert (rounded_gradients[name] - gradient).norm() / gradient.norm() < 0.05, name
+
+
+def test_initial_weights_are_spread_like_those_of_nn_linear():
+    mlp = _mlp([100, 400, 400], members=2)
+    for layer, fan_in in enumerate((100, 400)):
+        reference = nn.Linear(fan_in, 400)
+        for values, expected in (
+            (mlp.weights[layer], reference.weight),
+            (mlp.biases[layer], reference.bias),
+        ):
+            bound = fan_in**-0.5
+            for drawn in (values.detach(), expected.detach()):
+                assert 0.98 * bound < drawn.abs().max() <= bound
+                assert drawn.std() == pytest.approx(bound / 3**0.5, rel=0.15)
+    assert not torch.equal(mlp.weights[0][0], mlp.weights[0][1])
+
+
+def test_initial_weights_follow_the_generator():
+    one, same, other = (_mlp([3, 8, 1], seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_one_hot_is_the_tasks_own():
+    inputs = torch.arange(12.0).view(2, 3, 2)
+    outputs = append_one_hot(inputs)
+    assert outputs.shape == (2, 3, 4)
+    assert torch.equal(outputs[..., :2], inputs)
+    assert outputs[0, :, 2:].tolist() == [[1, 0]] * 3
+    assert outputs[1, :, 2:].tolist() == [[0, 1]] * 3

@@ -1,0 +1,166 @@
+"""SAC's losses against a slow reference: one vector through one network at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from agents.networks import MLP
+from agents.sac import SAC
+from mtrl.gradients import jacobian
+from mtrl.types import Batch
+
+K, B, O, A = 3, 5, 4, 2  # noqa: E741
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def _noise(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(K, B, A, generator=generator, dtype=torch.float64)
+
+
+def _network(mlp: MLP, member: int, x: Tensor) -> Tensor:
+    last = len(mlp.weights) - 1
+    for layer, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
+        x = x @ weight[member] + bias[member, 0]
+        if layer < last:
+            if mlp.layer_norm:
+                x = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+            x = x.clamp_min(0)
+    return x
+
+
+def _with_task(x: Tensor, k: int) -> Tensor:
+    return torch.cat([x, F.one_hot(torch.tensor(k), K).to(x.dtype)])
+
+
+def _lowest_value(critics: nn.Module, k: int, observation: Tensor, action: Tensor) -> Tensor:
+    x = _with_task(torch.cat([observation, action]), k)
+    return min(_network(critics.mlp, member, x)[0] for member in range(2))
+
+
+def _act(agent: SAC, k: int, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    output = _network(agent.actor.mlp, 0, _with_task(observation, k))
+    mean, log_std = output[:A], output[A:].clamp(-20, 2)
+    gaussian = torch.distributions.Normal(mean, log_std.exp())
+    x = mean + log_std.exp() * noise
+    action = x.tanh()
+    return action, (gaussian.log_prob(x) - (1 - action**2).log()).sum()
+
+
+def _temperature(agent: SAC, k: int) -> float:
+    return math.exp(agent.log_temperatures.detach()[k])
+
+
+def _target(agent: SAC, batch: Batch, k: int, b: int, noise: Tensor) -> Tensor:
+    config = agent.config
+    action, log_density = _act(agent, k, batch.next_observations[k, b], noise[k, b])
+    value = _lowest_value(agent.target_critics, k, batch.next_observations[k, b], action)
+    soft_value = value - _temperature(agent, k) * log_density
+    reward = config.reward_scale * batch.rewards[k, b]
+    return reward if batch.terminated[k, b] else reward + config.discount * soft_value
+
+
+def _critic_loss(agent: SAC, batch: Batch, targets: Tensor, k: int) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for b in range(B):
+        x = _with_task(torch.cat([batch.observations[k, b], batch.actions[k, b]]), k)
+        for member in range(2):
+            total = total + (_network(agent.critics.mlp, member, x)[0] - targets[k, b]) ** 2
+    return total / B
+
+
+def _actor_loss(agent: SAC, batch: Batch, noise: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    losses, log_densities = [], []
+    for b in range(B):
+        observation = batch.observations[k, b]
+        action, log_density = _act(agent, k, observation, noise[k, b])
+        value = _lowest_value(agent.critics, k, observation, action)
+        losses.append(_temperature(agent, k) * log_density - value)
+        log_densities.append(log_density)
+    return sum(losses) / B, torch.stack(log_densities)
+
+
+def _rows(losses: list[Tensor], module: nn.Module) -> dict[str, Tensor]:
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    rows = [torch.autograd.grad(loss, parameters) for loss in losses]
+    return {name: torch.stack(column) for name, *column in zip(names, *rows, strict=True)}
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_target_values_are_the_references(make_agent, make_batch, layer_norm):
+    agent, batch, noise = make_agent(double=True, layer_norm=layer_norm), make_batch(), _noise(1)
+    with torch.no_grad():
+        expected = torch.stack(
+            [torch.stack([_target(agent, batch, k, b, noise) for b in range(B)]) for k in range(K)]
+        )
+    targets = agent.target_values(batch, noise)
+    assert not targets.requires_grad
+    torch.testing.assert_close(targets, expected, **EXACT)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_critic_losses_and_gradients_are_the_references(make_agent, make_batch, layer_norm):
+    agent, batch = make_agent(double=True, layer_norm=layer_norm), make_batch()
+    targets = agent.target_values(batch, _noise(1))
+    expected = [_critic_loss(agent, batch, targets, k) for k in range(K)]
+    parameters = agent.critic_optimizer.parameters()
+    losses = agent.critic_losses(parameters, batch, targets)
+    torch.testing.assert_close(losses, torch.stack(expected), **EXACT)
+    torch.testing.assert_close(
+        jacobian(losses, parameters), _rows(expected, agent.critics), **EXACT
+    )
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_actor_losses_and_gradients_are_the_references(make_agent, make_batch, layer_norm):
+    agent, batch, noise = make_agent(double=True, layer_norm=layer_norm), make_batch(), _noise(2)
+    expected, log_densities = zip(
+        *(_actor_loss(agent, batch, noise, k) for k in range(K)), strict=True
+    )
+    parameters = agent.actor_optimizer.parameters()
+    losses, actual_log_densities = agent.actor_losses(parameters, batch, noise)
+    torch.testing.assert_close(losses, torch.stack(expected), **EXACT)
+    torch.testing.assert_close(actual_log_densities, torch.stack(log_densities), **EXACT)
+    torch.testing.assert_close(
+        jacobian(losses, parameters), _rows(list(expected), agent.actor), **EXACT
+    )
+
+
+def test_targets_look_at_the_next_observation_alone(make_agent, make_batch):
+    agent, batch = make_agent(double=True), make_batch()
+    targets = agent.target_values(batch, _noise(1))
+    other = make_batch(1)
+    now = replace(batch, observations=other.observations, actions=other.actions)
+    assert torch.equal(agent.target_values(now, _noise(1)), targets)
+    then = replace(batch, next_observations=other.next_observations)
+    goes_on = batch.terminated == 0
+    assert (agent.target_values(then, _noise(1)) != targets)[goes_on].all()
+
+
+def test_termination_cuts_the_future_off_and_nothing_else_does(make_agent, make_batch):
+    agent, batch = make_agent(double=True), make_batch()
+    ended = replace(batch, terminated=torch.ones(K, B, dtype=torch.float64))
+    reward = agent.config.reward_scale * batch.rewards
+    torch.testing.assert_close(agent.target_values(ended, _noise(1)), reward)
+    # A time limit leaves `terminated` at 0.
+    cut_short = replace(batch, terminated=torch.zeros(K, B, dtype=torch.float64))
+    assert (agent.target_values(cut_short, _noise(1)) != reward).all()
+
+
+def test_deterministic_actions_are_the_policys_mode_and_draw_nothing(make_agent):
+    agent = make_agent(double=True)
+    observations = torch.randn(K, 4, O, generator=torch.Generator().manual_seed(0)).double()
+    before = agent.state_dict()["generator"].clone()
+    actions = agent.act(observations, deterministic=True)
+    assert torch.equal(agent.state_dict()["generator"], before)
+    assert not actions.requires_grad
+    for k in range(K):
+        for n in range(4):
+            expected, _ = _act(agent, k, observations[k, n], torch.zeros(A))
+            torch.testing.assert_close(actions[k, n], expected, **EXACT)

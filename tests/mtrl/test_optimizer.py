@@ -1,0 +1,197 @@
+"""The multi-task optimizer against plain torch."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mtrl.gradients import linear
+from mtrl.optimizer import MultiTaskOptimizer
+from mtrl.types import State, Weighting
+from mtrl.weighting import Uniform, make_weighting
+
+K, B, I, D = 3, 8, 4, 2  # noqa: E741
+
+
+class Fixed(Uniform):
+    """Weights that are given."""
+
+    def __init__(self, *weights: float) -> None:
+        self.weights = torch.tensor(weights)
+
+    def __call__(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        self.seen = losses, gramian
+        return self.weights
+
+
+class Affine(nn.Module):
+    """The least that shares parameters between tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(1, I, D, generator=generator))
+        self.bias = nn.Parameter(torch.randn(1, 1, D, generator=generator))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return linear(inputs[None], self.weight, self.bias)[0]
+
+
+def _data(step: int) -> Tensor:
+    return torch.randn(K, B, I, generator=torch.Generator().manual_seed(step))
+
+
+def _losses(outputs: Tensor) -> Tensor:
+    scales = torch.tensor([0.1, 1.0, 30.0])
+    return scales * (outputs - 1).square().mean(dim=(1, 2))
+
+
+def _optimizer(weighting: Weighting | None = None, **options: float) -> MultiTaskOptimizer:
+    options = {"learning_rate": 1e-2} | options
+    return MultiTaskOptimizer(Affine(), weighting or Uniform(), num_tasks=K, **options)
+
+
+def _step(optimizer: MultiTaskOptimizer, data: Tensor) -> dict[str, Tensor]:
+    parameters = optimizer.parameters()
+    return optimizer.step(
+        _losses(functional_call(optimizer.module, parameters, (data,))), parameters
+    )
+
+
+def _snapshot(optimizer: MultiTaskOptimizer) -> State:
+    return copy.deepcopy(
+        {"module": optimizer.module.state_dict(), "optimizer": optimizer.state_dict()}
+    )
+
+
+def _restore(optimizer: MultiTaskOptimizer, snapshot: State) -> None:
+    optimizer.module.load_state_dict(snapshot["module"])
+    optimizer.load_state_dict(snapshot["optimizer"])
+
+
+def _assert_identical(actual: State, expected: State) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e9, float("inf")])
+def test_weighted_steps_are_adams_on_the_weighted_loss(max_norm):
+    weights = torch.tensor([0.2, 2.0, 0.8])
+    optimizer = _optimizer(Fixed(*weights), max_norm=max_norm, epsilon=1e-4)
+    plain = Affine()
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-2, eps=1e-4)
+    for step in range(20):
+        _step(optimizer, _data(step))
+        adam.zero_grad()
+        (weights * _losses(plain(_data(step)))).sum().backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), max_norm)
+        adam.step()
+        torch.testing.assert_close(
+            dict(optimizer.module.named_parameters()),
+            dict(plain.named_parameters()),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+def test_weighting_sees_the_losses_or_the_given_rates_and_the_gramian():
+    weighting = Fixed(1.0, 1.0, 1.0)
+    optimizer = _optimizer(weighting)
+    plain = copy.deepcopy(optimizer.module)
+    rows = [
+        torch.autograd.grad(loss, tuple(plain.parameters()), retain_graph=True)
+        for loss in _losses(plain(_data(0)))
+    ]
+    J = torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
+    parameters = optimizer.parameters()
+    losses = _losses(functional_call(optimizer.module, parameters, (_data(0),)))
+    optimizer.step(losses, parameters)
+    torch.testing.assert_close(weighting.seen[0], losses.detach())
+    assert not weighting.seen[0].requires_grad
+    torch.testing.assert_close(weighting.seen[1], J @ J.T)
+
+    rates = torch.tensor([3.0, 2.0, 1.0], requires_grad=True)
+    parameters = optimizer.parameters()
+    losses = _losses(functional_call(optimizer.module, parameters, (_data(0),)))
+    optimizer.step(losses, parameters, rates=rates)
+    assert torch.equal(weighting.seen[0], rates)
+    assert not weighting.seen[0].requires_grad
+
+
+def test_metrics():
+    metrics = _step(_optimizer(Fixed(1.0, 2.0, 3.0)), _data(0))
+    assert set(metrics) == {"weights", "skipped", "norm", "conflict_rate", "cosine_min"}
+    assert metrics["weights"].tolist() == [1, 2, 3]
+    assert metrics["skipped"] == 0
+    assert metrics["norm"].shape == (K,)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("first_steps", [0, 3])
+def test_step_that_is_not_finite_leaves_every_bit(value, first_steps):
+    optimizer = _optimizer(max_norm=1.0)
+    for step in range(first_steps):
+        _step(optimizer, _data(step))
+    before = _snapshot(optimizer)
+    broken = _data(first_steps)
+    broken[1, 2, 3] = value
+    assert _step(optimizer, broken)["skipped"] == 1
+    after = _snapshot(optimizer)
+    _assert_identical(after["module"], before["module"])
+    if first_steps:
+        _assert_identical(after["optimizer"], before["optimizer"])
+
+    undisturbed = _optimizer(max_norm=1.0)
+    _restore(undisturbed, before)
+    for step in range(5):
+        assert _step(optimizer, _data(100 + step))["skipped"] == 0
+        _step(undisturbed, _data(100 + step))
+    _assert_identical(_snapshot(optimizer), _snapshot(undisturbed))
+
+
+def test_weights_that_are_not_finite_leave_every_bit():
+    optimizer = _optimizer(Fixed(1.0, float("nan"), 1.0))
+    before = copy.deepcopy(optimizer.module.state_dict())
+    assert _step(optimizer, _data(0))["skipped"] == 1
+    _assert_identical(optimizer.module.state_dict(), before)
+
+
+@pytest.mark.parametrize("max_norm", [1.0, float("inf")])
+def test_weighted_gradients_that_overflow_do_no_harm(max_norm):
+    optimizer = _optimizer(Fixed(9.0, 9.0, 9.0), max_norm=max_norm)
+    parameters = optimizer.parameters()
+    outputs = functional_call(optimizer.module, parameters, (_data(0).abs(),))
+    metrics = optimizer.step(4e18 * outputs.mean(dim=(1, 2)), parameters)
+    assert metrics["norm"].isfinite().all()
+    assert all(parameter.isfinite().all() for parameter in optimizer.module.parameters())
+
+
+def test_clipped_gradient_is_as_long_as_allowed():
+    # Adam's first moment after one step is a tenth of the gradient it was given.
+    optimizer = _optimizer(Fixed(1.0, 1.0, 1.0), max_norm=0.25)
+    _step(optimizer, _data(0))
+    moments = [state["exp_avg"] for state in optimizer.state_dict()["adam"].values()]
+    length = torch.cat([moment.flatten() for moment in moments]).norm() / 0.1
+    assert length == pytest.approx(0.25, rel=1e-5)
+
+
+@pytest.mark.parametrize("first_steps", [0, 5])
+def test_state_continues_bit_for_bit(first_steps):
+    def build(seed: int) -> MultiTaskOptimizer:
+        generator = torch.Generator().manual_seed(seed)
+        return _optimizer(make_weighting("gradnorm+pcgrad", K, generator=generator))
+
+    optimizer = build(0)
+    for step in range(first_steps):
+        _step(optimizer, _data(step))
+    saved = _snapshot(optimizer)
+    resumed = build(1)
+    _step(resumed, _data(50))
+    _restore(resumed, saved)
+    for step in range(5):
+        expected, actual = _step(optimizer, _data(100 + step)), _step(resumed, _data(100 + step))
+        _assert_identical(actual, expected)
+    _assert_identical(_snapshot(resumed), _snapshot(optimizer))
