@@ -40,6 +40,8 @@ class Simulation:
         measures: (E,) records of `MEASURES_DTYPE` of the last step.
         diverged: (E,) whether MuJoCo gave up on the last step.
         actions: (E, 4) float32; to be filled before a step.
+        frames: (E, 18) what the next observations will show as the previous frame.
+        data: E.
     """
 
     def __init__(
@@ -65,13 +67,13 @@ class Simulation:
         self.observations = np.zeros((rows, OBSERVATION_SIZE))
         self.measures = np.zeros(rows, MEASURES_DTYPE)
         self.diverged = np.zeros(rows, np.bool_)
-        self._previous = np.zeros((rows, FRAME_SIZE))
+        self.frames = np.zeros((rows, FRAME_SIZE))
         self._forwarded = np.zeros(rows, np.bool_)
 
-        models = [template.env.model for template in templates]
-        self._body_pos = np.zeros((rows, max(model.body_pos.size for model in models)))
-        self._site_pos = np.zeros((rows, max(model.site_pos.size for model in models)))
-        self.data = [mujoco.MjData(models[row // envs_per_task]) for row in range(rows)]
+        models = [templates[row // envs_per_task].env.model for row in range(rows)]
+        self._body_pos = _rows_of([model.body_pos for model in models])
+        self._site_pos = _rows_of([model.site_pos for model in models])
+        self.data = [mujoco.MjData(model) for model in models]
         self._scenes: list[NDArray[np.void]] = []
         self._rigs = np.zeros(rows, RIG_DTYPE)
         self._live = self._fill_rigs()
@@ -80,18 +82,16 @@ class Simulation:
 
     def restore(self, row: int, snapshot: Snapshot) -> None:
         """Put one row in the state after an official reset."""
-        data = self.data[row]
         self.set_physics(row, snapshot.physics)
         self._body_pos[row, : snapshot.body_pos.size] = snapshot.body_pos
         self._site_pos[row, : snapshot.site_pos.size] = snapshot.site_pos
-        self._previous[row] = snapshot.frame
+        self.frames[row] = snapshot.frame
         self.observations[row] = snapshot.observation
         task = self._tasks[row // self._envs_per_task]
         if task is not None:
             scene = self._scenes[row]
             for name, value in snapshot.constants(task).items():
                 scene[name] = value
-        assert data.nbuffer
 
     def jobs(self) -> list[Job]:
         """Split one step of all rows into jobs for any number of threads."""
@@ -108,7 +108,7 @@ class Simulation:
             self._site_pos,
             self._forwarded,
             self.actions,
-            self._previous,
+            self.frames,
             self.observations,
             self.diverged,
         )
@@ -137,10 +137,6 @@ class Simulation:
         """Restore what `physics` returned."""
         mujoco.mj_setState(self._models[row], self.data[row], state, STATE_SPEC)
         self._forwarded[row] = False
-
-    def frames(self) -> NDArray[np.float64]:
-        """View the frames (E, 18) that the next observations show as the previous ones."""
-        return self._previous
 
     def _fill_rigs(self) -> NDArray[np.void]:
         live: list[tuple[int, int, int]] = []
@@ -204,6 +200,12 @@ def split_rows(num_tasks: int, envs_per_task: int, num_threads: int) -> list[tup
         starts = [task_index * envs_per_task + int(edge) for edge in edges]
         chunks += list(zip(starts[:-1], starts[1:], strict=True))
     return chunks
+
+
+def _rows_of(arrays: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Stack flattened arrays of different sizes, padded with zeros."""
+    widest = max(array.size for array in arrays)
+    return np.array([np.pad(array.ravel(), (0, widest - array.size)) for array in arrays])
 
 
 _compiled: dict[tuple[Callable[..., None], str], object] = {}
