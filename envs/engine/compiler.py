@@ -1,8 +1,12 @@
-"""How kernels are compiled and where the result is kept."""
+"""How kernels are compiled and where the result is kept.
+
+Under pytest every function is wrapped to check its annotations; kernels are compiled without.
+"""
 
 import contextlib
 import functools
 import hashlib
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,13 +22,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(function: F) -> F:
     """Compile a function to run without the GIL; cached on disk between processes."""
     with _cache_folder() as cached:
-        return cast(F, numba.njit(nogil=True, cache=cached)(function))
+        return cast(F, numba.njit(nogil=True, cache=cached)(inspect.unwrap(function)))
 
 
 def c_function(function: Callable[..., None], signature: Any) -> Any:
     """Compile a function so that C, or another kernel, can call it by address."""
     with _cache_folder() as cached:
-        return numba.cfunc(signature, cache=cached)(function)
+        return numba.cfunc(signature, cache=cached)(inspect.unwrap(function))
 
 
 @functools.cache

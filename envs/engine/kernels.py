@@ -91,12 +91,12 @@ def _advance(rig: Any, action: NDArray[np.float32], forwarded: bool) -> bool:
     time = doubles(rig.time, 1)
     before = time[0]
     if forwarded:
-        _substep_after_forward(rig.model, rig.data)
+        _substep_after_forward(rig.mjmodel, rig.mjdata)
     else:
-        native.mj_step(rig.model, rig.data)
+        native.mj_step(rig.mjmodel, rig.mjdata)
     for _ in range(rig.frame_skip - 1):
-        native.mj_step(rig.model, rig.data)
-    native.mj_forward(rig.model, rig.data)
+        native.mj_step(rig.mjmodel, rig.mjdata)
+    native.mj_forward(rig.mjmodel, rig.mjdata)
     # On a bad position, velocity or acceleration MuJoCo resets the simulation, time included.
     return bool(time[0] <= before)
 
@@ -185,7 +185,7 @@ def _fill_scene(
     _write(rig.scene_right_pad, doubles(rig.right_pad, 3), 3)
     for index in range(rig.first_live, rig.end_live):
         entry = live[index]
-        _write(entry.target, doubles(entry.source, entry.size), entry.size)
+        _write(entry.target, doubles(entry.source, entry.count), entry.count)
     if rig.object_geom >= 0:
         touching = _pad_force(rig, rig.left_pad_geom) > 0 and _pad_force(rig, rig.right_pad_geom) > 0
         doubles(rig.scene_touching, 1)[0] = 1.0 if touching else 0.0

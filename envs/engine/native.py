@@ -13,13 +13,16 @@ from typing import Any
 import llvmlite.binding
 import mujoco
 import numpy as np
-from numba import carray, config, njit, types
+from numba import carray, config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from .compiler import kernel
 
 COMPILED = not config.DISABLE_JIT
 
-_C_TYPES = {"address": ctypes.c_void_p, "int": ctypes.c_int, "double": ctypes.c_double}
+_C_TYPES = {"address": ctypes.c_ssize_t, "int": ctypes.c_int, "double": ctypes.c_double}
 _NUMBA_TYPES = {"address": types.intp, "int": types.int32, "double": types.float64}
 
 
@@ -34,7 +37,9 @@ def external(name: str, address: int, arguments: list[str], returns: str | None 
     """
     if not COMPILED:
         result = None if returns is None else _C_TYPES[returns]
-        return ctypes.CFUNCTYPE(result, *(_C_TYPES[kind] for kind in arguments))(address)
+        function = ctypes.CFUNCTYPE(result, *(_C_TYPES[kind] for kind in arguments))(address)
+        # NumPy's integers, which records hold, are not accepted where C expects an integer.
+        return lambda *values: function(*(np.asarray(value).item() for value in values))
     # A name of our own also keeps LLVM from recognising `pow` and rewriting pow(x, 2) as x * x.
     symbol = f"mtrl_{name}"
     llvmlite.binding.add_symbol(symbol, address)
@@ -106,27 +111,31 @@ if COMPILED:
 
         return types.void(types.intp, types.intp, types.intp), generate
 
-    @njit
+    @kernel
     def doubles(address: int, size: int) -> Any:
         """View `size` float64 values at `address`."""
         return carray(_to_doubles(address), size)
 
-    @njit
+    @kernel
     def floats(address: int, size: int) -> Any:
         """View `size` float32 values at `address`."""
         return carray(_to_floats(address), size)
 
-    @njit
+    @kernel
     def ints(address: int, size: int) -> Any:
         """View `size` int32 values at `address`."""
         return carray(_to_ints(address), size)
 
-    @njit
+    @kernel
     def longs(address: int, size: int) -> Any:
         """View `size` int64 values at `address`."""
         return carray(_to_longs(address), size)
 
-    @njit
+    def records(array: NDArray[Any]) -> NDArray[Any]:
+        """Make the fields of an array's records attributes, which in kernels they are anyway."""
+        return array
+
+    @kernel
     def call_reward(function: int, scene: int, measures: int) -> None:
         """Call the compiled reward at `function` with two records."""
         _call(function, scene, measures)
@@ -146,24 +155,28 @@ else:
         return len(_uncompiled)
 
     def _record(address: int, dtype: np.dtype[Any]) -> Any:
-        buffer = (ctypes.c_char * dtype.itemsize).from_address(address)
-        return np.frombuffer(buffer, dtype).view(np.recarray)[0]
+        buffer = (ctypes.c_char * dtype.itemsize).from_address(int(address))
+        return records(np.frombuffer(buffer, dtype))[0]
 
     def doubles(address: int, size: int) -> Any:
         """View `size` float64 values at `address`."""
-        return np.ctypeslib.as_array((ctypes.c_double * size).from_address(address))
+        return np.ctypeslib.as_array((ctypes.c_double * size).from_address(int(address)))
 
     def floats(address: int, size: int) -> Any:
         """View `size` float32 values at `address`."""
-        return np.ctypeslib.as_array((ctypes.c_float * size).from_address(address))
+        return np.ctypeslib.as_array((ctypes.c_float * size).from_address(int(address)))
 
     def ints(address: int, size: int) -> Any:
         """View `size` int32 values at `address`."""
-        return np.ctypeslib.as_array((ctypes.c_int32 * size).from_address(address))
+        return np.ctypeslib.as_array((ctypes.c_int32 * size).from_address(int(address)))
 
     def longs(address: int, size: int) -> Any:
         """View `size` int64 values at `address`."""
-        return np.ctypeslib.as_array((ctypes.c_int64 * size).from_address(address))
+        return np.ctypeslib.as_array((ctypes.c_int64 * size).from_address(int(address)))
+
+    def records(array: NDArray[Any]) -> NDArray[Any]:
+        """Make the fields of an array's records attributes."""
+        return array.view(np.recarray)
 
     def call_reward(function: int, scene: int, measures: int) -> None:
         """Call the reward that `function` stands for with two records."""

@@ -87,6 +87,16 @@ def norm2(x: float, y: float) -> float:
 
 
 @kernel
+def norm4(x: float, y: float, z: float, w: float) -> float:
+    """`np.linalg.norm` of a 4-vector."""
+    box = np.empty(5)
+    box[0], box[1], box[2], box[3] = x, y, z, w
+    vector = box.ctypes.data
+    _dot(vector, 8, vector, 8, vector + 32, 4, 0)
+    return math.sqrt(box[4])
+
+
+@kernel
 def square(x: float) -> float:
     """`x ** 2` of a float64 scalar, which is not always `x * x`."""
     return _pow(x, 2.0)

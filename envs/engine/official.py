@@ -51,10 +51,10 @@ class OfficialRewards:
         """Enter observations, rewards and measures of the step taken in the simulation's buffers.
 
         Args:
-            only: Rows to evaluate; all of them by default.
+            only: Rows to evaluate; all of them by default. Diverged ones are left out.
         """
         for row, env in self._envs.items():
-            if only is None or row in only:
+            if (only is None or row in only) and not self._simulation.diverged[row]:
                 self._evaluate_row(row, env)
 
     def get_state(self) -> dict[str, NDArray[Any]]:
@@ -67,10 +67,20 @@ class OfficialRewards:
         }
 
     def set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        """Restore what `get_state` returned, after every row's own `restore`."""
+        """Restore what `get_state` returned, after every row's own `restore`.
+
+        Raises:
+            ValueError: for a row that is not evaluated here.
+        """
         for key, value in state.items():
             _, row, name = key.split("/", 2)
-            setattr(self._envs[int(row)], name, value.copy() if value.shape else value.item())
+            if int(row) not in self._envs:
+                raise ValueError(f"`state` holds {key!r}, but that row runs no official reward")
+            env = self._envs[int(row)]
+            # A NumPy scalar stays one: beside float32 it counts differently from Python's.
+            numpy_scalar = isinstance(getattr(env, name, None), np.generic)
+            scalar = value[()] if numpy_scalar or value.shape else value.item()
+            setattr(env, name, scalar.copy() if value.shape else scalar)
 
     def _evaluate_row(self, row: int, env: SawyerXYZEnv) -> None:
         simulation = self._simulation

@@ -22,8 +22,8 @@ ROTATION_MATRIX = 2
 RIG_DTYPE = np.dtype(
     [
         # MuJoCo's structs, and fields of them.
-        ("model", "i8"),
-        ("data", "i8"),
+        ("mjmodel", "i8"),
+        ("mjdata", "i8"),
         ("body_pos", "i8"),
         ("site_pos", "i8"),
         ("num_body_pos", "i8"),
@@ -79,8 +79,8 @@ RIG_DTYPE = np.dtype(
     align=True,
 )
 
-# One live field of a scene: `size` float64 values copied from `source` to `target`.
-LIVE_DTYPE = np.dtype([("source", "i8"), ("target", "i8"), ("size", "i8")])
+# One live field of a scene: `count` float64 values copied from `source` to `target`.
+LIVE_DTYPE = np.dtype([("source", "i8"), ("target", "i8"), ("count", "i8")])
 
 
 def fill_physics(rig: Any, env: SawyerXYZEnv, data: mujoco.MjData) -> None:
@@ -96,7 +96,7 @@ def fill_physics(rig: Any, env: SawyerXYZEnv, data: mujoco.MjData) -> None:
         rig[name] = data._address + getattr(layout, name)
     for name in ("contact_size", "geom1", "efc_address"):
         rig[name] = getattr(layout, name)
-    rig["data"] = data._address
+    rig["mjdata"] = data._address
     rig["mocap_pos"] = _address(data.mocap_pos)
     rig["mocap_quat"] = _address(data.mocap_quat)
     rig["ctrl"] = _address(data.ctrl)
@@ -117,14 +117,14 @@ def fill_physics(rig: Any, env: SawyerXYZEnv, data: mujoco.MjData) -> None:
 
 def set_model(rig: Any, model: mujoco.MjModel) -> None:
     """Enter the model that the environment is stepped with."""
-    rig["model"] = model._address
+    rig["mjmodel"] = model._address
     rig["body_pos"] = _address(model.body_pos)
     rig["site_pos"] = _address(model.site_pos)
     rig["num_body_pos"] = model.body_pos.size
     rig["num_site_pos"] = model.site_pos.size
 
 
-def fill_task(rig: Any, task: Task, data: mujoco.MjData, scene: NDArray[np.void]) -> list[Any]:
+def fill_task(rig: Any, task: Task, data: mujoco.MjData, scene: NDArray[Any]) -> list[Any]:
     """Enter a task's observed objects and scene.
 
     Args:
@@ -164,7 +164,7 @@ def _fill_object(rig: Any, slot: int, observed: ObservedObject, data: mujoco.MjD
         rig["constant_rotation"][slot] = observed.rotation
 
 
-def _field_address(record: NDArray[np.void], name: str) -> int:
+def _field_address(record: NDArray[Any], name: str) -> int:
     fields = record.dtype.fields
     assert fields is not None
     return int(record.ctypes.data + fields[name][1])

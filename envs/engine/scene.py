@@ -114,7 +114,7 @@ def constant_field(attribute: str) -> str:
 
 def scene_dtype(
     task: Task, data: mujoco.MjData, constants: Mapping[str, NDArray[np.float64]]
-) -> np.dtype[np.void]:
+) -> np.dtype[Any]:
     """Lay out a task's scene record.
 
     Args:

@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mujoco
 import numba
@@ -74,9 +75,10 @@ class Simulation:
         self._body_pos = _rows_of([model.body_pos for model in models])
         self._site_pos = _rows_of([model.site_pos for model in models])
         self.data = [mujoco.MjData(model) for model in models]
-        self._scenes: list[NDArray[np.void]] = []
+        self._scenes: list[NDArray[Any]] = []
         self._rigs = np.zeros(rows, RIG_DTYPE)
         self._live = self._fill_rigs()
+        self._rig_records = native.records(self._rigs)
         self._chunks = split_rows(len(templates), envs_per_task, num_threads)
         self._models = self._share_models()
 
@@ -102,7 +104,7 @@ class Simulation:
         step_rows(
             first,
             end,
-            self._rigs,
+            self._rig_records,
             self._live,
             self._body_pos,
             self._site_pos,
@@ -138,7 +140,16 @@ class Simulation:
         mujoco.mj_setState(self._models[row], self.data[row], state, STATE_SPEC)
         self._forwarded[row] = False
 
-    def _fill_rigs(self) -> NDArray[np.void]:
+    def get_scenes(self) -> NDArray[np.uint8]:
+        """Copy the scene records, which a reward may write to, as bytes (E, *)."""
+        return _rows_of([scene.view(np.uint8) for scene in self._scenes])
+
+    def set_scenes(self, scenes: NDArray[np.uint8]) -> None:
+        """Restore what `get_scenes` returned."""
+        for scene, saved in zip(self._scenes, scenes, strict=True):
+            scene.view(np.uint8)[:] = saved[: scene.nbytes]
+
+    def _fill_rigs(self) -> NDArray[Any]:
         live: list[tuple[int, int, int]] = []
         rewards: dict[int, int] = {}
         for row, rig in enumerate(self._rigs):
@@ -147,7 +158,7 @@ class Simulation:
             fill_physics(rig, template.env, self.data[row])
             rig["measures"] = self.measures[row : row + 1].ctypes.data
             if task is None:
-                self._scenes.append(np.zeros(1, np.dtype([])))
+                self._scenes.append(np.zeros(0, np.uint8))
                 continue
             constants = template.snapshot(0).constants(task)
             scene = np.zeros(1, scene_dtype(task, self.data[row], constants))
@@ -158,7 +169,7 @@ class Simulation:
             if index not in rewards:
                 rewards[index] = compile_reward(task.evaluate, scene.dtype)
             rig["reward"] = rewards[index]
-        return np.array(live, LIVE_DTYPE)
+        return native.records(np.array(live, LIVE_DTYPE))
 
     def _share_models(self) -> list[mujoco.MjModel]:
         """Give every row a model that only its own chunk uses.
@@ -202,7 +213,7 @@ def split_rows(num_tasks: int, envs_per_task: int, num_threads: int) -> list[tup
     return chunks
 
 
-def _rows_of(arrays: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _rows_of(arrays: list[NDArray[Any]]) -> NDArray[Any]:
     """Stack flattened arrays of different sizes, padded with zeros."""
     widest = max(array.size for array in arrays)
     return np.array([np.pad(array.ravel(), (0, widest - array.size)) for array in arrays])
@@ -211,7 +222,7 @@ def _rows_of(arrays: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 _compiled: dict[tuple[Callable[..., None], str], object] = {}
 
 
-def compile_reward(evaluate: Callable[..., None], scene: np.dtype[np.void]) -> int:
+def compile_reward(evaluate: Callable[..., None], scene: np.dtype[Any]) -> int:
     """Compile a task's reward for its scene record: the address of the C function."""
     key = (evaluate, str(scene))
     if not native.COMPILED:

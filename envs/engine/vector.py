@@ -154,6 +154,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
             "episodes": self._schedule._episodes.copy(),
             "num_diverged": np.array(self.num_diverged),
             "physics": np.array([np.pad(state, (0, widest - state.size)) for state in physics]),
+            "scenes": self._simulation.get_scenes(),
             "frames": self._simulation.frames.copy(),
             "observations": self._simulation.observations.copy(),
         }
@@ -177,6 +178,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
             self._restore(row, int(self._goal_indices[row]))
             size = self._simulation.physics(row).size
             self._simulation.set_physics(row, state["physics"][row, :size])
+        self._simulation.set_scenes(state["scenes"])
         self._simulation.frames[:] = state["frames"]
         self._simulation.observations[:] = state["observations"]
         self._python_rewards.set_state(
@@ -244,8 +246,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
             raise RuntimeError(f"call recv() before {call}(): a step is in flight")
 
     def _refuse_foreign(self, state: dict[str, NDArray[Any]]) -> None:
-        expected = {key: value.shape for key, value in self.get_state().items()}
-        found = {key: np.shape(value) for key, value in state.items()}
+        expected, found = _shapes(self.get_state()), _shapes(state)
         if found != expected:
             differing = sorted(
                 key for key in {*found, *expected} if found.get(key) != expected.get(key)
@@ -290,6 +291,13 @@ class EngineVectorEnv(MultiTaskVectorEnv):
                 + ": the official Python code runs on the engine's physics, which is slower"
             )
         return rewards
+
+
+def _shapes(state: dict[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Map key to shape, but for attributes: which there are depends on what was played."""
+    return {
+        key: np.shape(value) for key, value in state.items() if not key.startswith("attributes/")
+    }
 
 
 def available_cores() -> int:
