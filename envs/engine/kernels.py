@@ -12,6 +12,7 @@ from . import native
 from .compiler import kernel
 from .exact import distance, rotation_to_quaternion
 from .native import call_reward, doubles, floats, ints, longs
+from .numerics import cos, sin
 from .rig import (
     FRAME_SIZE,
     OBJECT_SIZE,
@@ -147,7 +148,9 @@ def _observe(rig: Any, previous: NDArray[np.float64], observation: NDArray[np.fl
         start = 4 + slot * OBJECT_SIZE
         _observe_object(rig, slot, previous[start : start + OBJECT_SIZE])
     _copy(previous, observation, FRAME_SIZE)
-    # The goal was entered at the episode's start and may lie outside its bounds.
+    # Elsewhere the goal was entered at the episode's start. It may lie outside its bounds.
+    if rig.goal != 0:
+        _read(rig.goal, observation[2 * FRAME_SIZE :], 3)
     for index in range(OBSERVATION_SIZE):
         low, high = rig.obs_low[index], rig.obs_high[index]
         observation[index] = min(max(observation[index], low), high)
@@ -159,6 +162,10 @@ def _observe_object(rig: Any, slot: int, out: NDArray[np.float64]) -> None:
     position = doubles(rig.object_position[slot], 3)
     for axis in range(3):
         out[axis] = position[axis] + rig.object_offset[slot, axis]
+    if rig.dial_angle[slot] != 0:
+        angle = doubles(rig.dial_angle[slot], 1)[0]
+        out[0] += sin(angle) * rig.dial_radius[slot]
+        out[1] += -cos(angle) * rig.dial_radius[slot]
     kind = rig.rotation_kind[slot]
     if kind == ROTATION_CONSTANT:
         _copy(rig.constant_rotation[slot], out[3:], 4)
@@ -187,7 +194,9 @@ def _fill_scene(
         entry = live[index]
         _write(entry.target, doubles(entry.source, entry.count), entry.count)
     if rig.object_geom >= 0:
-        touching = _pad_force(rig, rig.left_pad_geom) > 0 and _pad_force(rig, rig.right_pad_geom) > 0
+        touching = (
+            _pad_force(rig, rig.left_pad_geom) > 0 and _pad_force(rig, rig.right_pad_geom) > 0
+        )
         doubles(rig.scene_touching, 1)[0] = 1.0 if touching else 0.0
 
 

@@ -22,8 +22,12 @@ from .compiler import kernel
 
 COMPILED = not config.DISABLE_JIT
 
-_C_TYPES = {"address": ctypes.c_ssize_t, "int": ctypes.c_int, "double": ctypes.c_double}
-_NUMBA_TYPES = {"address": types.intp, "int": types.int32, "double": types.float64}
+_C_TYPES: dict[str, Any] = {
+    "address": ctypes.c_ssize_t,
+    "int": ctypes.c_int,
+    "double": ctypes.c_double,
+}
+_NUMBA_TYPES: dict[str, Any] = {"address": types.intp, "int": types.int32, "double": types.float64}
 
 
 def external(name: str, address: int, arguments: list[str], returns: str | None = None) -> Any:
@@ -87,7 +91,7 @@ mj_euler = _mujoco_function("mj_Euler", _MODEL_AND_DATA)
 if COMPILED:
 
     def _pointer_to(kind: Any) -> Any:
-        @intrinsic
+        @intrinsic  # type: ignore[untyped-decorator]
         def as_pointer(_typing: Any, _address: Any) -> Any:
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
                 return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -101,7 +105,7 @@ if COMPILED:
     _to_ints = _pointer_to(types.int32)
     _to_longs = _pointer_to(types.int64)
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def _call(_typing: Any, _function: Any, _scene: Any, _measures: Any) -> Any:
         def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             function, scene, measures = arguments
@@ -155,7 +159,7 @@ else:
         return len(_uncompiled)
 
     def _record(address: int, dtype: np.dtype[Any]) -> Any:
-        buffer = (ctypes.c_char * dtype.itemsize).from_address(int(address))
+        buffer: Any = (ctypes.c_char * dtype.itemsize).from_address(int(address))
         return records(np.frombuffer(buffer, dtype))[0]
 
     def doubles(address: int, size: int) -> Any:

@@ -21,7 +21,7 @@ _DOT_INDEX = 27  # of `dotfunc` in PyArray_ArrFuncs: part of NumPy's binary inte
 class _UFunc(ctypes.Structure):
     """The head of NumPy's `PyUFuncObject`, unchanged since NumPy 1.0."""
 
-    _fields_ = [  # noqa: RUF012 - ctypes asks for a plain list
+    _fields_ = [
         ("ob_refcnt", ctypes.c_ssize_t),
         ("ob_type", ctypes.c_void_p),
         ("nin", ctypes.c_int),
@@ -38,7 +38,7 @@ def _scalar_loop(ufunc: np.ufunc) -> int:
     """Find the address of the loop that NumPy itself runs for float64 on this machine."""
     head = _UFunc.from_address(id(ufunc))
     index = ufunc.types.index("d->d")
-    address = head.functions[index]
+    address: int | None = head.functions[index]
     if (head.nin, head.nout, head.ntypes) != (1, 1, len(ufunc.types)) or address is None:
         raise OSError(f"NumPy {np.__version__} keeps the loops of np.{ufunc.__name__} elsewhere")
     return address
@@ -53,7 +53,7 @@ def _float64_dot() -> int:
     array_functions = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(
         table[_ARRAY_FUNCTIONS_INDEX] or 0
     )(np.dtype(np.float64))
-    address = ctypes.cast(array_functions, ctypes.POINTER(ctypes.c_void_p))[_DOT_INDEX]
+    address: int | None = ctypes.cast(array_functions, ctypes.POINTER(ctypes.c_void_p))[_DOT_INDEX]
     if address is None:
         raise OSError(f"NumPy {np.__version__} keeps its dot product elsewhere")
     return address
@@ -64,6 +64,8 @@ _pow = external("pow", address_of(_LIBM, "pow"), ["double", "double"], "double")
 _dot = external("numpy_dot", _float64_dot(), ["address"] * 7)
 _exp = external("numpy_exp", _scalar_loop(np.exp), ["address"] * 4)
 _log = external("numpy_log", _scalar_loop(np.log), ["address"] * 4)
+_sin = external("numpy_sin", _scalar_loop(np.sin), ["address"] * 4)
+_cos = external("numpy_cos", _scalar_loop(np.cos), ["address"] * 4)
 
 
 @kernel
@@ -99,7 +101,8 @@ def norm4(x: float, y: float, z: float, w: float) -> float:
 @kernel
 def square(x: float) -> float:
     """`x ** 2` of a float64 scalar, which is not always `x * x`."""
-    return _pow(x, 2.0)
+    power: float = _pow(x, 2.0)
+    return power
 
 
 @kernel
@@ -108,7 +111,8 @@ def exp(x: float) -> float:
     box = _loop_arguments(x)
     arguments = box.ctypes.data + 16
     _exp(arguments, arguments + 16, arguments + 24, 0)
-    return box.view(np.float64)[1]
+    result: float = box.view(np.float64)[1]
+    return result
 
 
 @kernel
@@ -117,7 +121,28 @@ def log(x: float) -> float:
     box = _loop_arguments(x)
     arguments = box.ctypes.data + 16
     _log(arguments, arguments + 16, arguments + 24, 0)
-    return box.view(np.float64)[1]
+    result: float = box.view(np.float64)[1]
+    return result
+
+
+@kernel
+def sin(x: float) -> float:
+    """`np.sin` of a scalar."""
+    box = _loop_arguments(x)
+    arguments = box.ctypes.data + 16
+    _sin(arguments, arguments + 16, arguments + 24, 0)
+    result: float = box.view(np.float64)[1]
+    return result
+
+
+@kernel
+def cos(x: float) -> float:
+    """`np.cos` of a scalar."""
+    box = _loop_arguments(x)
+    arguments = box.ctypes.data + 16
+    _cos(arguments, arguments + 16, arguments + 24, 0)
+    result: float = box.view(np.float64)[1]
+    return result
 
 
 @kernel

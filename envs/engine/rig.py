@@ -58,6 +58,9 @@ RIG_DTYPE = np.dtype(
         ("rotation_kind", "i8", (MAX_OBJECTS,)),
         ("object_rotation", "i8", (MAX_OBJECTS,)),
         ("constant_rotation", "f8", (MAX_OBJECTS, 4)),
+        ("dial_angle", "i8", (MAX_OBJECTS,)),
+        ("dial_radius", "f8", (MAX_OBJECTS,)),
+        ("goal", "i8"),
         ("obs_low", "f8", (OBSERVATION_SIZE,)),
         ("obs_high", "f8", (OBSERVATION_SIZE,)),
         # The scene record, and the reward that reads it (0: the official Python one).
@@ -139,6 +142,8 @@ def fill_task(rig: Any, task: Task, data: mujoco.MjData, scene: NDArray[Any]) ->
     rig["num_objects"] = len(task.objects)
     for slot, observed in enumerate(task.objects):
         _fill_object(rig, slot, observed, data)
+    if task.goal is not None:
+        rig["goal"] = _address(task.goal.view(data))
     rig["scene"] = scene.ctypes.data
     for name in ("action", "obs", "tcp", "left_pad", "right_pad", "touching"):
         rig[f"scene_{name}"] = _field_address(scene, name)
@@ -155,6 +160,10 @@ def _fill_object(rig: Any, slot: int, observed: ObservedObject, data: mujoco.MjD
     rig["object_position"][slot] = _address(observed.position.view(data))
     # Adding -0.0 changes no float, not even a zero's sign.
     rig["object_offset"][slot] = -0.0 if observed.offset is None else observed.offset
+    if observed.dial is not None:
+        joint, radius = observed.dial
+        rig["dial_angle"][slot] = _address(joint.view(data))
+        rig["dial_radius"][slot] = radius
     if isinstance(observed.rotation, Source):
         matrix = observed.rotation.quantity == "xmat"
         rig["rotation_kind"][slot] = ROTATION_MATRIX if matrix else ROTATION_QUATERNION

@@ -35,7 +35,7 @@ Part = Literal["body", "geom", "site", "joint"]
 
 @dataclass(frozen=True)
 class Source:
-    """A few float64 values that MuJoCo computes, by the name of the part they belong to."""
+    """A few float64 values that MuJoCo computes, by the name of their part."""
 
     part: Part
     name: str
@@ -76,11 +76,13 @@ class ObservedObject:
         rotation: A quaternion, which is shown as it is; a matrix, which is shown as a quaternion
             x y z w; or four constants.
         offset: (3,).
+        dial: A joint and a radius: the position moves on a circle with the joint's angle.
     """
 
     position: Source
     rotation: Source | tuple[float, float, float, float]
     offset: tuple[float, float, float] | None = None
+    dial: tuple[Source, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Task:
         constants: Attributes of the official environment that a reset sets and an episode keeps;
             `_target_pos` becomes `s.target_pos`.
         live: What else of the simulation the reward reads: field of `s` -> source.
+        goal: Where the observed goal is, for a task whose goal follows the simulation.
         touching: Geom for which `s.touching` says whether both pads press on it.
 
     The scene record also has `action` (4,) float32, as given; `obs` (39,), clipped; `tcp`,
@@ -104,6 +107,7 @@ class Task:
     objects: tuple[ObservedObject, ...]
     constants: tuple[str, ...]
     live: Mapping[str, Source] = field(default_factory=dict)
+    goal: Source | None = None
     touching: str | None = None
 
 

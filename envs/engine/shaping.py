@@ -1,11 +1,11 @@
-"""The official `reward_utils` and caging reward, as kernels."""
+"""The official `reward_utils` as kernels."""
 
 from typing import Any
 
 import numpy as np
 
 from .compiler import kernel
-from .exact import Vector, distance, distance_xz, mean, rounded
+from .exact import Vector, rounded
 from .numerics import exp, square
 
 LONG_TAIL = 0
@@ -42,6 +42,13 @@ def hamacher_product(a: float, b: float, single: bool = False) -> float:
 
 
 @kernel
+def grab_effort(effort: Any) -> float:
+    """`(np.clip(effort, -1, 1) + 1) / 2` of a float32: how far the gripper is told to close."""
+    clipped = min(max(effort, np.float32(-1.0)), np.float32(1.0))
+    return float(np.float32(np.float32(clipped + np.float32(1.0)) / np.float32(2.0)))
+
+
+@kernel
 def _in_range(a: float, b: float, c: float) -> bool:
     return b <= a <= c if c >= b else c <= a <= b
 
@@ -56,82 +63,3 @@ def rect_prism_tolerance(curr: Vector, zero: Vector, one: Vector) -> tuple[float
     y_scale = (curr[1] - zero[1]) / (one[1] - zero[1])
     z_scale = (curr[2] - zero[2]) / (one[2] - zero[2])
     return x_scale * y_scale * z_scale, True
-
-
-@kernel
-def gripper_closed(effort: float, desired: float) -> tuple[float, bool]:
-    """`min(max(0, effort), desired) / desired`, and whether the result is float32.
-
-    It is float32 exactly if `effort` (a float32) is the value that min and max select.
-    """
-    if effort <= 0.0:
-        return 0.0, False
-    if rounded(desired, True) < effort:
-        return 1.0, False
-    return rounded(effort / rounded(desired, True), True), True
-
-
-@kernel
-def gripper_caging_reward(
-    s: Any,
-    obj_pos: Vector,
-    obj_radius: float,
-    pad_success_thresh: float,
-    object_reach_radius: float,
-    xz_thresh: float,
-    desired_gripper_effort: float = 1.0,
-    high_density: bool = False,
-    medium_density: bool = False,
-) -> tuple[float, bool]:
-    """`SawyerXYZEnv._gripper_caging_reward`, and whether its value is float32.
-
-    Args:
-        s: The scene; needs `obj_init_pos` and `init_tcp`.
-        obj_pos: (3,) the object.
-        obj_radius: of the object's bounding sphere.
-        pad_success_thresh: Distance of the pads to the object that counts as caged.
-        object_reach_radius: Distance of the gripper's centre to the object that counts as reached.
-        xz_thresh: Distance in the x-z plane that counts as caged.
-        desired_gripper_effort: Effort that counts as closed.
-        high_density: Average with the caging reward.
-        medium_density: Average with a reaching reward.
-    """
-    caging_left = _pad_caging(s, s.left_pad, obj_pos, obj_radius, pad_success_thresh)
-    caging_right = _pad_caging(s, s.right_pad, obj_pos, obj_radius, pad_success_thresh)
-    caging_y = hamacher_product(caging_left, caging_right)
-
-    caging_xz = tolerance(
-        distance_xz(s.tcp, obj_pos),
-        bounds=(0.0, xz_thresh),
-        margin=distance_xz(s.obj_init_pos, s.init_tcp) - xz_thresh,
-    )
-    caging = hamacher_product(caging_y, caging_xz)
-
-    gripping, single = gripper_closed(s.action[3], desired_gripper_effort)
-    if not caging > 0.97:
-        gripping, single = 0.0, False
-    caging_and_gripping = hamacher_product(caging, gripping, single)
-
-    if high_density:
-        return mean(caging_and_gripping, caging, single), single
-    if medium_density:
-        reach = tolerance(
-            distance(obj_pos, s.tcp),
-            bounds=(0.0, object_reach_radius),
-            margin=abs(distance(s.obj_init_pos, s.init_tcp) - object_reach_radius),
-        )
-        return mean(caging_and_gripping, reach, single), single
-    return caging_and_gripping, single
-
-
-@kernel
-def _pad_caging(
-    s: Any, pad: Vector, obj_pos: Vector, obj_radius: float, pad_success_thresh: float
-) -> float:
-    pad_to_obj = abs(pad[1] - obj_pos[1])
-    pad_to_objinit = abs(pad[1] - s.obj_init_pos[1])
-    return tolerance(
-        pad_to_obj,
-        bounds=(obj_radius, pad_success_thresh),
-        margin=abs(pad_to_objinit - pad_success_thresh),
-    )

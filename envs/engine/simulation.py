@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -203,13 +204,13 @@ def split_rows(num_tasks: int, envs_per_task: int, num_threads: int) -> list[tup
     if num_tasks >= 2 * num_threads:
         edges = np.linspace(0, num_tasks, min(num_tasks, _CHUNKS_PER_THREAD * num_threads) + 1)
         starts = [int(edge) * envs_per_task for edge in edges.round()]
-        return list(zip(starts[:-1], starts[1:], strict=True))
+        return list(itertools.pairwise(starts))
     parts = min(envs_per_task, math.ceil(2 * num_threads / num_tasks))
     chunks = []
     for task_index in range(num_tasks):
         edges = np.linspace(0, envs_per_task, parts + 1).round()
         starts = [task_index * envs_per_task + int(edge) for edge in edges]
-        chunks += list(zip(starts[:-1], starts[1:], strict=True))
+        chunks += list(itertools.pairwise(starts))
     return chunks
 
 

@@ -185,7 +185,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
             {key: value for key, value in state.items() if key.startswith("attributes/")}
         )
 
-    def close_extras(self, **kwargs: Any) -> None:
+    def close_extras(self) -> None:
         """Let a step in flight end and stop the threads."""
         workers = getattr(self, "_workers", None)  # absent where construction failed
         if workers is not None:
@@ -200,7 +200,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
             self._restore(row, goal)
         return self._simulation.observations[indices]
 
-    def _step_envs(self, actions: NDArray[Any]) -> Outcome:
+    def _step_envs(self, actions: NDArray[Any]) -> Outcome:  # noqa: ARG002 - sent already
         self._in_flight = False
         self._workers.wait()
         self._python_rewards.evaluate()
@@ -277,7 +277,9 @@ class EngineVectorEnv(MultiTaskVectorEnv):
                 simulation.use_python_reward(index)
                 compiled.remove(index)
         python = [index for index in range(self.num_tasks) if index not in compiled]
-        rows = [index * self.envs_per_task + n for index in python for n in range(self.envs_per_task)]
+        rows = [
+            index * self.envs_per_task + n for index in python for n in range(self.envs_per_task)
+        ]
         rewards = OfficialRewards(simulation, templates, rows)
         for index in python:
             row = index * self.envs_per_task

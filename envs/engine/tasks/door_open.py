@@ -8,14 +8,7 @@ from ..compiler import kernel
 from ..exact import Vector
 from ..numerics import log, norm, norm2
 from ..scene import ObservedObject, Task, joint_position, position, rotation_matrix
-from ..shaping import hamacher_product, tolerance
-
-
-@kernel
-def _reward_grab_effort(effort: float) -> float:
-    """How far the gripper is told to close, in [0, 1]; float32 arithmetic."""
-    clipped = min(max(effort, np.float32(-1.0)), np.float32(1.0))
-    return float(np.float32(np.float32(clipped + np.float32(1.0)) / np.float32(2.0)))
+from ..shaping import grab_effort, hamacher_product, tolerance
 
 
 @kernel
@@ -49,7 +42,7 @@ def _reward_pos(obs: Vector, theta: float) -> tuple[float, float]:
 
 def evaluate(s: Any, out: Any) -> None:
     """Mirror `SawyerDoorEnvV3`."""
-    reward_grab = _reward_grab_effort(s.action[3])
+    reward_grab = grab_effort(s.action[3])
     ready_to_open, opened = _reward_pos(s.obs, s.door_angle[0])
 
     reward = 2.0 * hamacher_product(ready_to_open, reward_grab) + 8.0 * opened

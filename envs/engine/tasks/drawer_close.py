@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from ..caging import gripper_closed
 from ..exact import distance, times
 from ..scene import ObservedObject, Task, position
-from ..shaping import GAUSSIAN, gripper_closed, hamacher_product, tolerance
+from ..shaping import GAUSSIAN, hamacher_product, tolerance
 
 _TARGET_RADIUS = 0.05
 _HANDLE_REACH_RADIUS = 0.005

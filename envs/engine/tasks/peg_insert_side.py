@@ -2,14 +2,10 @@
 
 from typing import Any
 
+from ..caging import gripper_caging_reward
 from ..exact import distance, scaled_distance
 from ..scene import ObservedObject, Task, position, rotation_matrix
-from ..shaping import (
-    gripper_caging_reward,
-    hamacher_product,
-    rect_prism_tolerance,
-    tolerance,
-)
+from ..shaping import hamacher_product, rect_prism_tolerance, tolerance
 
 _TARGET_RADIUS = 0.07
 
@@ -39,6 +35,7 @@ def evaluate(s: Any, out: Any) -> None:
     object_grasped, single = gripper_caging_reward(
         s,
         obj,
+        s.obj_init_pos,
         object_reach_radius=0.01,
         obj_radius=0.0075,
         pad_success_thresh=0.03,

@@ -2,42 +2,18 @@
 
 from typing import Any
 
+from ..caging import gripper_closed, pads_around, x_z_caging
 from ..compiler import kernel
 from ..exact import Vector, distance, mean, plus
-from ..numerics import norm
 from ..scene import ObservedObject, Task, position, rotation_matrix
-from ..shaping import gripper_closed, hamacher_product, tolerance
+from ..shaping import hamacher_product, tolerance
 
 _TARGET_RADIUS = 0.05
 
 
 @kernel
 def _gripper_caging_reward(s: Any, obj_pos: Vector) -> tuple[float, bool]:
-    """The task's own, with margins that move with the pads: `init_left_pad` is a live view."""
-    pad_success_margin = 0.05
-    x_z_success_margin = 0.005
-    obj_radius = 0.015
-
-    right_caging = tolerance(
-        obj_pos[1] - s.right_pad[1],
-        bounds=(obj_radius, pad_success_margin),
-        margin=abs(abs(obj_pos[1] - s.right_pad[1]) - pad_success_margin),
-    )
-    left_caging = tolerance(
-        s.left_pad[1] - obj_pos[1],
-        bounds=(obj_radius, pad_success_margin),
-        margin=abs(abs(obj_pos[1] - s.left_pad[1]) - pad_success_margin),
-    )
-    y_caging = hamacher_product(left_caging, right_caging)
-
-    init_distance = norm(s.obj_init_pos[0] - s.init_tcp[0], 0.0, s.obj_init_pos[2] - s.init_tcp[2])
-    x_z_caging = tolerance(
-        norm(s.tcp[0] - obj_pos[0], 0.0, s.tcp[2] - obj_pos[2]),
-        bounds=(0.0, x_z_success_margin),
-        margin=init_distance - x_z_success_margin,
-    )
-    caging = hamacher_product(y_caging, x_z_caging)
-
+    caging = hamacher_product(pads_around(s, obj_pos, 0.015, 0.05), x_z_caging(s, obj_pos, 0.005))
     gripping, single = gripper_closed(s.action[3], 1.0)
     if not caging > 0.97:
         gripping, single = 0.0, False

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from ..caging import gripper_caging_reward
 from ..exact import distance, plus, times
 from ..scene import ObservedObject, Task, position, rotation_matrix
-from ..shaping import gripper_caging_reward, tolerance
+from ..shaping import tolerance
 
 _TARGET_RADIUS = 0.05
 
@@ -24,6 +25,7 @@ def evaluate(s: Any, out: Any) -> None:
     object_grasped, single = gripper_caging_reward(
         s,
         obj,
+        s.obj_init_pos,
         object_reach_radius=0.01,
         obj_radius=0.015,
         pad_success_thresh=0.05,

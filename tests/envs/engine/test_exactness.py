@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from metaworld.policies import ENV_POLICY_MAP
 
+NAMES = ("observations", "rewards", "terminated", "truncated")
+
 
 def assert_equal(here, there, what):
     assert here.dtype == there.dtype, what
@@ -17,7 +19,7 @@ def play(engine, official, choose, steps):
         actions = choose(observations)
         here, there = engine.step(actions), official.step(actions)
         observations = there[0]
-        for name, ours, theirs in zip(("obs", "reward", "terminated", "truncated"), here, there):
+        for name, ours, theirs in zip(NAMES, here[:4], there[:4], strict=True):
             assert_equal(ours, theirs, f"{name} of step {step}")
         for name, theirs in there[4].items():
             assert_equal(here[4][name], theirs, f"{name} of step {step}")

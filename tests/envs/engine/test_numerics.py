@@ -5,7 +5,7 @@ import pytest
 from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
-from envs.engine import exact, numerics, shaping
+from envs.engine import caging, exact, numerics, shaping
 
 RNG = np.random.default_rng(0)
 SAMPLES = 2000
@@ -31,6 +31,8 @@ def test_scalar_functions():
     for x in RNG.uniform(1e-6, 8, SAMPLES):
         assert numerics.exp(-x) == np.exp(-x)
         assert numerics.log(x) == np.log(x)
+        assert numerics.sin(x) == np.sin(np.array([x])).item()
+        assert numerics.cos(-x) == np.cos(np.array([-x])).item()
         assert numerics.square(x) == np.float64(x) ** 2
 
 
@@ -57,10 +59,14 @@ def test_tolerance(sigmoid, margin):
 
 
 def test_gripper_effort():
-    for effort in (*RNG.uniform(-1.5, 1.5, SAMPLES).astype(np.float32), np.float32(1), np.float32(0)):
+    for effort in (
+        *RNG.uniform(-1.5, 1.5, SAMPLES).astype(np.float32),
+        np.float32(1),
+        np.float32(0),
+    ):
         for desired in (1.0, 0.7):
             official = min(max(0, effort), desired) / desired
-            value, single = shaping.gripper_closed(effort, desired)
+            value, single = caging.gripper_closed(effort, desired)
             assert value == official
             assert single == isinstance(official, np.float32)
 

@@ -1,4 +1,4 @@
-"""A task that Meta-World does not have, added as docs/engine.md describes; and running as Python."""
+"""A task that Meta-World does not have, added as docs/engine.md says; kernels run as Python."""
 
 import os
 import subprocess

@@ -1,3 +1,4 @@
+import gc
 import threading
 import time
 
@@ -5,7 +6,9 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 
+from envs.engine import EngineVectorEnv
 from envs.engine.vector import available_cores
+from envs.vector import VectorOptions
 
 
 def engine_threads():
@@ -107,10 +110,7 @@ def test_threads_default_to_the_cores(make_env):
     assert len(engine_threads()) == before + available_cores()
 
 
-def test_a_dropped_environment_stops_its_threads(make_env, act):
-    from envs.engine import EngineVectorEnv
-    from envs.vector import VectorOptions
-
+def test_a_dropped_environment_stops_its_threads():
     before = len(engine_threads())
     options = VectorOptions(
         seed=0, envs_per_task=1, max_episode_steps=500, goals="random", one_hot=True
@@ -120,6 +120,7 @@ def test_a_dropped_environment_stops_its_threads(make_env, act):
     )
     env.reset()
     del env
+    gc.collect()
     assert len(engine_threads()) == before
 
 

@@ -1,3 +1,4 @@
+import functools
 import threading
 import time
 
@@ -11,8 +12,8 @@ def test_every_job_runs_once_whatever_the_number_of_threads():
     for num_threads in (1, 2, 7):
         workers = Workers(num_threads)
         for batch in range(3):
-            done = []
-            workers.start([lambda index=index: done.append(index) for index in range(20 * batch)])
+            done: list[int] = []
+            workers.start([functools.partial(done.append, index) for index in range(20 * batch)])
             workers.wait()
             assert sorted(done) == list(range(20 * batch))
         workers.close()
