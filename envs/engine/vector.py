@@ -42,6 +42,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
 
     Attributes:
         num_diverged: Steps lost to diverged simulations so far.
+        python_tasks: Names of the tasks whose rewards run as official Python code.
     """
 
     def __init__(
@@ -277,6 +278,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
                 simulation.use_python_reward(index)
                 compiled.remove(index)
         python = [index for index in range(self.num_tasks) if index not in compiled]
+        self.python_tasks = tuple(self.task_names[index] for index in python)
         rows = [
             index * self.envs_per_task + n for index in python for n in range(self.envs_per_task)
         ]
@@ -289,7 +291,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         if python:
             _say_once(
                 "no compiled rewards for "
-                + ", ".join(self.task_names[index] for index in python)
+                + ", ".join(self.python_tasks)
                 + ": the official Python code runs on the engine's physics, which is slower"
             )
         return rewards
