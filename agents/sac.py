@@ -1,0 +1,341 @@
+"""Multi-task soft actor-critic, conditioned on a task one-hot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mtrl.errors import UserError
+from mtrl.optimizer import MultiTaskOptimizer
+from mtrl.types import Batch, State
+from mtrl.weighting import make_weighting
+
+from .distributions import SquashedGaussian
+from .networks import MLP, append_one_hot
+
+WeightingName = Literal["uniform", "pcgrad", "gradnorm", "gradnorm+pcgrad"]
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Everything that shapes the agent."""
+
+    critic_weighting: WeightingName = "gradnorm+pcgrad"
+    """How the critics' per-task gradients are combined."""
+    actor_weighting: WeightingName = "gradnorm+pcgrad"
+    """How the actor's per-task gradients are combined."""
+    critic_width: int = 256
+    """Units in each hidden layer of a critic."""
+    critic_depth: int = 3
+    """Hidden layers of a critic."""
+    actor_width: int = 256
+    """Units in each hidden layer of the actor."""
+    actor_depth: int = 3
+    """Hidden layers of the actor."""
+    layer_norm: bool = True
+    """Normalise the hidden layers of actor and critics."""
+    learning_rate: float = 3e-4
+    """Adam's, for actor, critics and temperatures."""
+    max_gradient_norm: float = 1.0
+    """Longest combined gradient that reaches Adam."""
+    discount: float = 0.99
+    """How much the next step's value counts."""
+    target_rate: float = 0.005
+    """Share of the critics that moves into their targets with each update."""
+    target_entropy: float = -2.0
+    """Entropy, in nats, that each task's temperature steers its policy towards."""
+    initial_temperature: float = 0.1
+    """Each task's weight of the entropy at the start."""
+    reward_scale: float = 0.1
+    """Rewards are multiplied by this before the critics see them."""
+    gradnorm_alpha: float = 0.12
+    """How strongly GradNorm pulls the critics' tasks towards equal training rates."""
+    gradnorm_actor_alpha: float = 0.0
+    """The same for the actor, judged by the critics' losses, as its own change sign; 0 equalises
+    gradient norms."""
+    gradnorm_learning_rate: float = 1e-3
+    """Adam's, for GradNorm's weights."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot work.
+
+        Raises:
+            UserError: Naming the option.
+        """
+        for name in ("critic_width", "critic_depth", "actor_width", "actor_depth"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in (
+            "learning_rate",
+            "max_gradient_norm",
+            "initial_temperature",
+            "reward_scale",
+            "gradnorm_learning_rate",
+        ):
+            _require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+        for name in ("gradnorm_alpha", "gradnorm_actor_alpha"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _require("discount", self.discount, 0 <= self.discount <= 1, "between 0 and 1")
+        _require("target_rate", self.target_rate, 0 < self.target_rate <= 1, "in (0, 1]")
+
+
+def _require(name: str, value: float, condition: bool, what: str) -> None:
+    if not condition:
+        flag = name.replace("_", "-")
+        raise UserError(f"`--{flag}` must be {what}, found {value}.")
+
+
+class Critics(nn.Module):
+    """Twin estimates of the soft action value, in one stacked network."""
+
+    def __init__(self, input_size: int, config: SACConfig, **options: Any) -> None:
+        super().__init__()
+        sizes = [input_size, *[config.critic_width] * config.critic_depth, 1]
+        self.mlp = MLP(sizes, members=2, layer_norm=config.layer_norm, **options)
+        self.last_layer = f"mlp.{self.mlp.last_layer}"
+
+    def forward(
+        self, observations: Float[Tensor, "K B O"], actions: Float[Tensor, "K B A"]
+    ) -> Float[Tensor, "2 K B"]:
+        """Return both critics' values."""
+        inputs = append_one_hot(torch.cat([observations, actions], dim=-1))
+        values: Tensor = self.mlp(inputs[None])
+        return values.squeeze(-1)
+
+
+class Actor(nn.Module):
+    """The policy: observation and task one-hot to a squashed Gaussian."""
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        num_tasks: int,
+        config: SACConfig,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        hidden = [config.actor_width] * config.actor_depth
+        sizes = [observation_size + num_tasks, *hidden, 2 * action_size]
+        self.mlp = MLP(sizes, layer_norm=config.layer_norm, **options)
+        self.last_layer = f"mlp.{self.mlp.last_layer}"
+
+    def forward(self, observations: Float[Tensor, "K B O"]) -> SquashedGaussian:
+        """Return the distribution over actions."""
+        output: Tensor = self.mlp(append_one_hot(observations)[None])
+        return SquashedGaussian.from_output(output[0])
+
+
+class SAC:
+    """Soft actor-critic for K tasks with one actor, twin critics and a temperature per task.
+
+    Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018
+    (https://arxiv.org/abs/1812.05905). The critics' and the actor's per-task gradients are each
+    combined by a weighting of their own; the temperatures share nothing and need none.
+
+    Args:
+        config: See `SACConfig`.
+        num_tasks: K.
+        observation_size: O, without the one-hot: the agent appends that itself.
+        action_size: A.
+        seed: Of initial weights, action noise and visiting orders.
+        device: Where everything lives.
+        dtype: What matrix products are computed in; `torch.bfloat16` where the hardware has it.
+    """
+
+    def __init__(
+        self,
+        config: SACConfig,
+        *,
+        num_tasks: int,
+        observation_size: int,
+        action_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config = config
+        self._generator = torch.Generator(device).manual_seed(seed)
+        options: dict[str, Any] = {"generator": self._generator, "dtype": dtype}
+        self.actor = Actor(observation_size, action_size, num_tasks, config, **options)
+        inputs = observation_size + action_size + num_tasks
+        self.critics = Critics(inputs, config, **options)
+        self.target_critics = Critics(inputs, config, **options)
+        self.target_critics.load_state_dict(self.critics.state_dict())
+        self.target_critics.requires_grad_(False)
+        self.log_temperatures = (
+            torch.full((num_tasks,), config.initial_temperature, device=device)
+            .log_()
+            .requires_grad_()
+        )
+        self._temperature_adam = torch.optim.Adam(
+            [self.log_temperatures], lr=config.learning_rate, fused=True
+        )
+        self.critic_optimizer = self._optimizer(
+            self.critics, config.critic_weighting, config.gradnorm_alpha, num_tasks
+        )
+        self.actor_optimizer = self._optimizer(
+            self.actor, config.actor_weighting, config.gradnorm_actor_alpha, num_tasks
+        )
+
+    def _optimizer(
+        self, module: Actor | Critics, weighting: str, alpha: float, num_tasks: int
+    ) -> MultiTaskOptimizer:
+        return MultiTaskOptimizer(
+            module,
+            make_weighting(
+                weighting,
+                num_tasks,
+                generator=self._generator,
+                alpha=alpha,
+                learning_rate=self.config.gradnorm_learning_rate,
+            ),
+            num_tasks=num_tasks,
+            last_layer=module.last_layer,
+            learning_rate=self.config.learning_rate,
+            max_norm=self.config.max_gradient_norm,
+        )
+
+    @torch.no_grad()
+    def act(
+        self, observations: Float[Tensor, "K N O"], *, deterministic: bool = False
+    ) -> Float[Tensor, "K N A"]:
+        """Choose actions for N environments of each task; see `mtrl.types.Agent`."""
+        policy: SquashedGaussian = self.actor(observations)
+        if deterministic:
+            return policy.mode()
+        return policy.sample(self._noise(policy.mean))[0]
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one step with critics, actor and temperatures, and move the targets.
+
+        Returns:
+            Detached metrics by their logged name, ``(K,)`` per task or ``()``.
+        """
+        critic = self.critic_optimizer
+        parameters = critic.parameters()
+        targets = self.target_values(batch, self._noise(batch.actions))
+        critic_losses = self.critic_losses(parameters, batch, targets)
+        critic_metrics = critic.step(critic_losses, parameters)
+
+        actor = self.actor_optimizer
+        parameters = actor.parameters()
+        actor_losses, log_densities = self.actor_losses(
+            parameters, batch, self._noise(batch.actions)
+        )
+        actor_metrics = actor.step(actor_losses, parameters, rates=critic_losses)
+
+        temperatures = self.log_temperatures.detach().exp()
+        self._update_temperatures(log_densities)
+        self._update_targets()
+        return {
+            "train/critic_loss": critic_losses.detach(),
+            "train/actor_loss": actor_losses.detach(),
+            "train/temperature": temperatures,
+            **_name_gradient_metrics("critic", critic_metrics),
+            **_name_gradient_metrics("actor", actor_metrics),
+        }
+
+    @torch.no_grad()
+    def target_values(self, batch: Batch, noise: Float[Tensor, "K B A"]) -> Float[Tensor, "K B"]:
+        """Return what the critics should predict, in scaled reward.
+
+        The next action comes from the *next* observation, the entropy bonus from the task's own
+        temperature. Only termination cuts the future off; a time limit does not.
+        """
+        actions, log_densities = self.actor(batch.next_observations).sample(noise)
+        values = self.target_critics(batch.next_observations, actions).amin(dim=0)
+        soft_values = values - self.log_temperatures.exp()[:, None] * log_densities
+        future = self.config.discount * (1 - batch.terminated) * soft_values
+        targets: Tensor = self.config.reward_scale * batch.rewards + future
+        return targets
+
+    def critic_losses(
+        self, parameters: dict[str, Tensor], batch: Batch, targets: Float[Tensor, "K B"]
+    ) -> Float[Tensor, " K"]:
+        """Return each task's squared error, summed over both critics and averaged over its batch.
+
+        Args:
+            parameters: The critics', with a task axis.
+            batch: Whose observations and actions are judged.
+            targets: What `target_values` returned.
+        """
+        values = functional_call(self.critics, parameters, (batch.observations, batch.actions))
+        losses: Tensor = (values - targets).square().mean(dim=-1).sum(dim=0)
+        return losses
+
+    def actor_losses(
+        self, parameters: dict[str, Tensor], batch: Batch, noise: Float[Tensor, "K B A"]
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K B"]]:
+        """Return each task's mean of ``temperature * log density - value``, and the log-densities.
+
+        Args:
+            parameters: The actor's, with a task axis.
+            batch: Whose observations are acted on.
+            noise: Standard normal.
+        """
+        policy: SquashedGaussian = functional_call(self.actor, parameters, (batch.observations,))
+        actions, log_densities = policy.sample(noise)
+        # The critics are only looked at here: detached, they cost no weight gradients.
+        frozen = {name: value.detach() for name, value in self.critics.named_parameters()}
+        values = functional_call(self.critics, frozen, (batch.observations, actions)).amin(dim=0)
+        temperatures = self.log_temperatures.detach().exp()[:, None]
+        losses: Tensor = (temperatures * log_densities - values).mean(dim=-1)
+        return losses, log_densities.detach()
+
+    def _update_temperatures(self, log_densities: Float[Tensor, "K B"]) -> None:
+        """Raise the temperature of tasks whose entropy is below the target, lower the others'."""
+        surplus = -log_densities.mean(dim=-1) - self.config.target_entropy
+        gradient = self.log_temperatures.detach().exp() * surplus
+        self.log_temperatures.grad = torch.where(gradient.isfinite(), gradient, 0.0)
+        self._temperature_adam.step()
+
+    @torch.no_grad()
+    def _update_targets(self) -> None:
+        torch._foreach_lerp_(
+            list(self.target_critics.parameters()),
+            list(self.critics.parameters()),
+            self.config.target_rate,
+        )
+
+    def _noise(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator, device=like.device)
+
+    def state_dict(self) -> State:
+        """Return networks, optimizers, temperatures and the generator."""
+        return {
+            "actor": self.actor.state_dict(),
+            "critics": self.critics.state_dict(),
+            "target_critics": self.target_critics.state_dict(),
+            "log_temperatures": self.log_temperatures.detach().clone(),
+            "temperature_adam": dict(self._temperature_adam.state[self.log_temperatures]),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from a saved state."""
+        self.actor.load_state_dict(state["actor"])
+        self.critics.load_state_dict(state["critics"])
+        self.target_critics.load_state_dict(state["target_critics"])
+        with torch.no_grad():
+            self.log_temperatures.copy_(state["log_temperatures"])
+        self._temperature_adam.state[self.log_temperatures] = {
+            key: value.to(self.log_temperatures.device, copy=True)
+            for key, value in state["temperature_adam"].items()
+        }
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self._generator.set_state(state["generator"])
+
+
+def _name_gradient_metrics(network: str, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give an optimizer's metrics the names they are logged under."""
+    weights = {f"weights/{network}": metrics["weights"]}
+    others = {f"gradients/{network}/{k}": v for k, v in metrics.items() if k != "weights"}
+    return weights | others

@@ -1,0 +1,105 @@
+"""One constructor for every environment."""
+
+from collections.abc import Sequence
+
+from mtrl.errors import UserError
+
+from .benchmarks import Benchmark, resolve
+from .goals import GOAL_ORDERS
+from .toy import EPISODE_STEPS, ToyVectorEnv
+from .vector import MultiTaskVectorEnv, VectorOptions
+
+ENGINES = ("official",)
+REWARD_VERSIONS = ("v1", "v2")
+METAWORLD_STEPS = 500
+
+
+def make_vec(
+    benchmark: str | Sequence[str],
+    *,
+    seed: int,
+    envs_per_task: int = 1,
+    reward_version: str = "v2",
+    max_episode_steps: int | None = None,
+    goals: str = "random",
+    goal_seed: int = 42,
+    one_hot: bool = True,
+    engine: str = "official",
+) -> MultiTaskVectorEnv:
+    """Make N environments of each task of a benchmark.
+
+    Args:
+        benchmark: `MT10`, `MT25`, `MT50`, `toy`, one task's name or a sequence of task names.
+        seed: Decides which goals are played in which order.
+        envs_per_task: N.
+        reward_version: Meta-World's reward functions, `v1` or `v2`.
+        max_episode_steps: Length of an episode, at most 500 in Meta-World. Default: the
+            benchmark's own (Meta-World 500, toy 50).
+        goals: `random` draws one of the task's 50 goals for each episode; `sequential` plays them
+            in order from each `reset()` on, once each in 50/N episodes (for evaluation).
+        goal_seed: Decides which 50 goals a task has. Environments for training and for evaluation
+            must agree on it; it is fixed by default so that runs with different seeds do too.
+        one_hot: Whether the task's one-hot (K,) is appended to the observations.
+        engine: What simulates Meta-World; toy tasks ignore it.
+
+    Returns:
+        K*N environments behind one `gymnasium.vector.VectorEnv`.
+
+    Raises:
+        UserError: for a value that is not among the choices above, before anything is loaded.
+
+    Example:
+        >>> envs = make_vec("toy", seed=0, envs_per_task=2)
+        >>> observations, _ = envs.reset()
+        >>> observations.shape  # 4 tasks x 2 environments, 4 numbers + one-hot of 4
+        (8, 8)
+    """
+    chosen = resolve(benchmark)
+    _check_choice("goals", goals, GOAL_ORDERS)
+    _check_choice("reward_version", reward_version, REWARD_VERSIONS)
+    _check_choice("engine", engine, ENGINES)
+    _check_at_least("seed", seed, 0)
+    _check_at_least("goal_seed", goal_seed, 0)
+    _check_at_least("envs_per_task", envs_per_task, 1)
+    options = VectorOptions(
+        seed=seed,
+        envs_per_task=envs_per_task,
+        max_episode_steps=_episode_steps(chosen, max_episode_steps),
+        goals=goals,
+        one_hot=one_hot,
+    )
+    if chosen.is_toy:
+        return ToyVectorEnv(chosen.task_names, options, goal_seed=goal_seed)
+    # Importing the package takes about a second, which toy tasks need not pay.
+    from .metaworld import OfficialVectorEnv
+
+    return OfficialVectorEnv(
+        chosen.task_names,
+        options,
+        reward_version=reward_version,
+        goal_seed=goal_seed,
+        one_goal_stream=chosen.is_named,
+    )
+
+
+def _episode_steps(chosen: Benchmark, asked: int | None) -> int:
+    own = EPISODE_STEPS if chosen.is_toy else METAWORLD_STEPS
+    if asked is None:
+        return own
+    _check_at_least("max_episode_steps", asked, 1)
+    if not chosen.is_toy and asked > METAWORLD_STEPS:
+        raise UserError(
+            f"`max_episode_steps` is {asked}: Meta-World episodes end at {METAWORLD_STEPS}, "
+            "choose at most that"
+        )
+    return asked
+
+
+def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"`{argument}` is {value!r}: choose {' or '.join(choices)}")
+
+
+def _check_at_least(argument: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"`{argument}` is {value}: choose {least} or more")

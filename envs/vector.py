@@ -1,0 +1,264 @@
+"""The shared half of every environment here: goals, time limit, autoreset, one-hot."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from .goals import NUM_GOALS, GoalSchedule
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step of all K*N environments led to, before any reset.
+
+    Attributes:
+        observations: (K*N, O), without the one-hot.
+        rewards: (K*N,).
+        infos: Measures of the step taken, (K*N,) each.
+
+    The arrays may be buffers that the next call overwrites: the caller copies what it keeps.
+    """
+
+    observations: NDArray[np.float64]
+    rewards: NDArray[np.float64]
+    infos: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class VectorOptions:
+    """What a caller chooses about any multi-task vector environment; see `envs.make_vec`."""
+
+    seed: int
+    envs_per_task: int
+    max_episode_steps: int
+    goals: str
+    one_hot: bool
+
+
+class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]], abc.ABC):
+    """N environments of each of K tasks; environment `k * N + n` is the n-th of task k.
+
+    An episode plays one of its task's 50 goals and lasts exactly `max_episode_steps`: success
+    does not end it, so `terminated` is never set. Autoreset happens in the same step: the
+    observation returned with `truncated` is already the next episode's first.
+
+    `infos` holds dense arrays of the step taken, also where it ended an episode: `success` (bool),
+    `goal_index` (of the episode the step belonged to), the measures of the concrete class, and
+    `final_obs` (K*N, O): the observation the step led to. Where `_final_obs` (K*N,) is True that
+    is the episode's last, and elsewhere it equals the observation returned, so `final_obs` is
+    always the right next observation of a transition.
+
+    Attributes:
+        task_names: K names, in the order of the one-hot.
+        num_tasks: K.
+        envs_per_task: N.
+        num_envs: K*N.
+        one_hot_width: K, whether or not the one-hot is appended to the observations.
+        max_episode_steps: Length of an episode.
+        num_goals: Goals per task.
+
+    Subclasses step and reset many environments per call through `_step_envs` and `_reset_envs`.
+    """
+
+    num_goals = NUM_GOALS
+
+    def __init__(
+        self,
+        task_names: tuple[str, ...],
+        options: VectorOptions,
+        *,
+        observation_space: Box,
+        action_space: Box,
+    ) -> None:
+        """Set up the spaces and the goal schedule.
+
+        Args:
+            task_names: K distinct names.
+            options: The caller's choices.
+            observation_space: (O,), of one environment of any task and without the one-hot.
+            action_space: (A,), of one environment of any task.
+        """
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.task_names = task_names
+        self.num_tasks = self.one_hot_width = len(task_names)
+        self.envs_per_task = options.envs_per_task
+        self.num_envs = self.num_tasks * self.envs_per_task
+        self.max_episode_steps = options.max_episode_steps
+
+        appended = self.one_hot_width if options.one_hot else 0
+        self.single_observation_space = Box(
+            np.append(observation_space.low, np.zeros(appended)),
+            np.append(observation_space.high, np.ones(appended)),
+            dtype=np.float64,
+        )
+        self.single_action_space = action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(action_space, self.num_envs)
+
+        # Of width zero where no one-hot is asked for, so that the two cases share one path.
+        self._one_hot = np.repeat(np.eye(self.num_tasks)[:, :appended], self.envs_per_task, axis=0)
+        self._schedule = GoalSchedule(
+            options.goals,
+            num_tasks=self.num_tasks,
+            envs_per_task=self.envs_per_task,
+            seed=options.seed,
+        )
+        self._goal_indices = np.zeros(self.num_envs, np.int64)
+        self._elapsed = np.zeros(self.num_envs, np.int64)
+        self._needs_reset = True
+
+    @abc.abstractmethod
+    def _reset_envs(
+        self, indices: NDArray[np.int64], goal_indices: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Start an episode with goal `goal_indices[m]` in environment `indices[m]`.
+
+        Args:
+            indices: (M,), distinct and ascending.
+            goal_indices: (M,), each in [0, num_goals).
+
+        Returns:
+            First observations (M, O), without the one-hot.
+        """
+
+    @abc.abstractmethod
+    def _step_envs(self, actions: NDArray[Any]) -> Outcome:
+        """Step all environments with `actions` (K*N, A), finite and of the space's dtype."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Start a new episode everywhere.
+
+        Sequential goals start over; random goals draw on unless `seed` is given.
+
+        Args:
+            seed: Reseeds every environment's own generator.
+            options: May hold `goal_indices`, (K*N,) integers: the goals of the episodes that
+                start now. Later episodes draw theirs as usual.
+
+        Returns:
+            Observations (K*N, O) and `goal_index` (K*N,).
+
+        Raises:
+            ValueError: for options that are unknown or out of range.
+        """
+        if seed is not None:
+            self._schedule.reseed(seed)
+        self._schedule.restart()
+        indices = np.arange(self.num_envs)
+        forced = self._forced_goals(options or {})
+        goal_indices = self._schedule.draw(indices) if forced is None else forced
+        observations = self._with_one_hot(self._start_episodes(indices, goal_indices))
+        self._needs_reset = False
+        return observations, {"goal_index": self._goal_indices.copy()}
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.bool_],
+        NDArray[np.bool_],
+        dict[str, Any],
+    ]:
+        """Take one step everywhere and reset the environments whose episode it ended.
+
+        Args:
+            actions: (K*N, A), finite.
+
+        Returns:
+            Observations (K*N, O), rewards, terminated and truncated (K*N,), infos. All arrays are
+            fresh: the next step does not write into them.
+
+        Raises:
+            ValueError: for actions of a wrong shape or not finite, before anything has moved.
+            ResetNeeded: if `reset` has not been called yet, or not since `set_state`.
+        """
+        if self._needs_reset:
+            raise ResetNeeded("call reset() before step()")
+        outcome = self._step_envs(self._checked(actions))
+        self._elapsed += 1
+        truncated = self._elapsed >= self.max_episode_steps
+        infos: dict[str, Any] = {name: values.copy() for name, values in outcome.infos.items()}
+        infos["goal_index"] = self._goal_indices.copy()
+        infos["final_obs"] = self._with_one_hot(outcome.observations)
+        infos["_final_obs"] = truncated.copy()
+
+        observations = infos["final_obs"].copy()
+        rewards = outcome.rewards.copy()
+        ended = np.flatnonzero(truncated)
+        if ended.size:
+            first = self._start_episodes(ended, self._schedule.draw(ended))
+            observations[ended, : first.shape[1]] = first
+        return observations, rewards, np.zeros(self.num_envs, np.bool_), truncated, infos
+
+    def get_state(self) -> dict[str, NDArray[np.uint64]]:
+        """Return what decides the goals of all episodes to come.
+
+        The physics inside an episode are not part of it: a restored environment starts new
+        episodes. Sequential goals start over at every reset and need no state.
+        """
+        return {"generators": self._schedule.get_state()}
+
+    def set_state(self, state: dict[str, NDArray[np.uint64]]) -> None:
+        """Restore what `get_state` returned; the next call must be `reset()`.
+
+        Raises:
+            ValueError: if the state is not one of K*N environments.
+        """
+        if set(state) != {"generators"}:
+            raise ValueError(f"`state` has the keys {sorted(state)}, expected ['generators']")
+        self._schedule.set_state(state["generators"])
+        self._needs_reset = True
+
+    def _start_episodes(
+        self, indices: NDArray[np.int64], goal_indices: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        self._goal_indices[indices] = goal_indices
+        self._elapsed[indices] = 0
+        return self._reset_envs(indices, goal_indices)
+
+    def _with_one_hot(self, observations: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate([observations, self._one_hot], axis=1)
+
+    def _forced_goals(self, options: dict[str, Any]) -> NDArray[np.int64] | None:
+        unknown = sorted(set(options) - {"goal_indices"})
+        if unknown:
+            raise ValueError(f"`options` has unknown keys {unknown}: only 'goal_indices' is known")
+        if "goal_indices" not in options:
+            return None
+        goals = np.asarray(options["goal_indices"])
+        if goals.shape != (self.num_envs,) or not np.issubdtype(goals.dtype, np.integer):
+            raise ValueError(
+                f"`goal_indices` must be integers of shape ({self.num_envs},), "
+                f"not {goals.dtype} of shape {goals.shape}"
+            )
+        if goals.min() < 0 or goals.max() >= self.num_goals:
+            raise ValueError(f"`goal_indices` must lie in [0, {self.num_goals}), found {goals}")
+        return goals.astype(np.int64)
+
+    def _checked(self, actions: NDArray[Any]) -> NDArray[Any]:
+        expected = self.action_space.shape
+        if np.shape(actions) != expected:
+            raise ValueError(f"`actions` has shape {np.shape(actions)}, expected {expected}")
+        # A float64 too large for the space's dtype becomes inf here and is refused below.
+        with np.errstate(over="ignore"):
+            actions = np.asarray(actions, self.action_space.dtype)
+        finite = np.isfinite(actions).all(axis=1)
+        if not finite.all():
+            index = int(np.argmin(finite))
+            raise ValueError(
+                f"`actions` of environment {index} ({self.task_names[index // self.envs_per_task]})"
+                f" are not finite: {actions[index]}"
+            )
+        return actions

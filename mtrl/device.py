@@ -1,0 +1,49 @@
+"""Where to compute, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from .errors import UserError
+
+
+def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Return the device of that name; "auto" is a GPU if there is one.
+
+    Raises:
+        UserError: If a GPU is asked for where torch sees none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError(
+            "`--device` is cuda, but torch sees no GPU: use --device cpu (or auto), or install a "
+            "build of torch for your GPU."
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def resolve_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype:
+    """Return what matrix products are computed in; "auto" is bf16 where the hardware has it.
+
+    Without hardware support bf16 is correct but many times slower than fp32.
+    """
+    if name == "auto":
+        return torch.bfloat16 if _has_bf16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def set_threads(count: int) -> int:
+    """Give torch so many CPU threads, or one per core for 0; return how many those are."""
+    threads = count or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -1,0 +1,171 @@
+"""Where numbers go: `metrics.jsonl`, the source of truth, and the fan-out to every other logger."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .files import replace_atomically
+from .types import Logger
+
+_messages = logging.getLogger("mtrl")
+
+_STEP_KEY = "progress/env_steps"
+# About ten hours of a disk being full, at one 10 kB line (fifty tasks) every ten seconds.
+_BACKLOG_BYTES = 32 * 2**20
+
+
+def _to_json_number(value: float | int) -> float | int | None:
+    """Return an int or a finite float; `None` for NaN and infinities, which JSON cannot hold."""
+    number = value if type(value) is int else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _complete_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each line with what it holds, leaving out a last line that a crash cut short."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("not an object")
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise UserError(
+                    f"`{path}` is damaged in line {number} ({error}): remove or mend that line"
+                ) from error
+            yield line, row
+
+
+def read_metrics(path: Path) -> list[dict[str, float | int | None]]:
+    """Read the lines of a `metrics.jsonl`, oldest first; `None` stands for a non-finite number.
+
+    The file of a running training can be read: a last line that is not all there is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: a line other than the last is not JSON.
+    """
+    return [row for _, row in _complete_lines(path)]
+
+
+class JsonlLogger:
+    """Appends one flat JSON object a line; a NaN or an infinity is written as `null`.
+
+    A line is handed to the operating system in one write, so a process that is killed leaves at
+    most one partial line, at the end, which the next logger of that file removes. While the disk
+    is full, lines wait in memory and training goes on.
+
+    Args:
+        path: The file, created if missing; its directory must exist.
+        keep_until_env_steps: For a run that goes on from a checkpoint: lines whose
+            `progress/env_steps` is greater are removed, since they will be written again.
+
+    Raises:
+        OSError: the file cannot be opened for writing, or rewritten.
+        UserError: a line other than the last is not JSON; the file is left as it is.
+    """
+
+    def __init__(self, path: Path, *, keep_until_env_steps: int | None = None):
+        self._path = path
+        self._pending = bytearray()
+        self._dropped = 0
+        self._warned = False
+        if path.is_file():
+            _mend(path, math.inf if keep_until_env_steps is None else keep_until_env_steps)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def log(self, metrics: Mapping[str, float | int]) -> None:
+        """Append one line, after those that are still waiting."""
+        row = {name: _to_json_number(value) for name, value in metrics.items()}
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        if len(self._pending) + len(line) > _BACKLOG_BYTES:
+            self._dropped += 1
+        else:
+            self._pending += line
+        self._write_pending()
+
+    def close(self) -> None:
+        """Write what is waiting, make the file durable, close it. May be called twice."""
+        if self._descriptor < 0:
+            return
+        self._write_pending()
+        lost = self._dropped + self._pending.count(b"\n")
+        if lost:
+            _messages.error(
+                "`%s` lacks its last %d lines: they could not be written", self._path, lost
+            )
+        with contextlib.suppress(OSError):
+            os.fsync(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _write_pending(self) -> None:
+        # A full disk may take the first half of a line. Exactly the other half is tried next time,
+        # so that the file never holds a broken line in its middle.
+        try:
+            while self._pending:
+                written = os.write(self._descriptor, self._pending)
+                del self._pending[:written]
+        except OSError as error:
+            if not self._warned:
+                _messages.warning(
+                    "cannot write `%s` (%s): training goes on, the lines wait in memory",
+                    self._path,
+                    error.strerror,
+                )
+            self._warned = True
+
+
+def _mend(path: Path, last_env_steps: float | int) -> None:
+    """Drop a partial last line and the lines beyond `last_env_steps`, all or nothing."""
+    kept = b"".join(
+        line if line.endswith(b"\n") else line + b"\n"
+        for line, row in _complete_lines(path)
+        if (row.get(_STEP_KEY) or 0) <= last_env_steps
+    )
+    if kept != path.read_bytes():
+        with replace_atomically(path) as file:
+            file.write(kept)
+
+
+class LoggerGroup:
+    """Passes everything on to several loggers; one that fails is left out from then on.
+
+    Training must not stop because a display or an upload does: the failure is reported once, with
+    the logger's class name.
+    """
+
+    def __init__(self, loggers: Sequence[Logger]):
+        self._loggers = list(loggers)
+
+    def log(self, metrics: Mapping[str, float | int]) -> None:
+        """Log to each."""
+        for logger in tuple(self._loggers):
+            try:
+                logger.log(metrics)
+            except Exception as error:
+                self._loggers.remove(logger)
+                name = type(logger).__name__
+                _messages.warning(
+                    "%s failed and is switched off (%r); training goes on", name, error
+                )
+                _close(logger)
+
+    def close(self) -> None:
+        """Close each, in order. May be called twice."""
+        while self._loggers:
+            _close(self._loggers.pop(0))
+
+
+def _close(logger: Logger) -> None:
+    try:
+        logger.close()
+    except Exception as error:
+        _messages.warning("%s did not close cleanly: %r", type(logger).__name__, error)

@@ -1,0 +1,291 @@
+"""A directory per run: what it was asked to do, what it measured, what it learned.
+
+A run directory holds:
+
+    config.json      the configuration, with versions and machine
+    metrics.jsonl    one line per log step
+    summary.json     the final figures
+    checkpoints/     see `checkpoint`
+    wandb/           files of wandb
+    lock, lock.json  see `run_lock`
+"""
+
+import datetime
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import UserError
+from .files import write_json_atomic
+from .provenance import library_versions, machine
+from .run_lock import RunLock
+
+MAX_CONFIG_BYTES = 16 << 20
+_CONFIG = "config.json"
+_SHOWN_DIFFERENCES = 5
+_ABSENT = object()
+
+_logger = logging.getLogger("mtrl")
+
+
+class RunDirectory:
+    """The files of one run; made by `create`, `resume` or `open_existing`.
+
+    A context manager: leaving it gives up the lock.
+
+    Attributes:
+        path: the directory.
+        config: the configuration as stored, so with lists for tuples.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], lock: RunLock | None) -> None:
+        self.path = path
+        self.config = config
+        self._lock = lock
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | None,
+        config: Mapping[str, Any],
+        *,
+        root: Path = Path("runs"),
+        default_name: str,
+    ) -> "RunDirectory":
+        """Start a run in a directory that holds nothing yet.
+
+        Args:
+            path: the directory; None makes `root/<default_name>_<date>_<time>`, with a number
+                added if that is taken.
+            config: what JSON can hold, in nested mappings.
+            root: where directories with default names go.
+            default_name: what the default name begins with.
+
+        Raises:
+            UserError: the directory holds something, belongs to a running process, or cannot be
+                written.
+        """
+        try:
+            path = _make_default(root, default_name) if path is None else _make(path)
+            lock = RunLock(path)
+            try:
+                if _contents(path):  # another process was faster
+                    raise _taken(path)
+                write_json_atomic(path / _CONFIG, _record(config, history=[]))
+            except BaseException:
+                lock.release()
+                raise
+        except OSError as error:
+            raise UserError(
+                f"`--run-dir` {path or root} cannot be written ({error.strerror}): "
+                "name a directory that you may write to"
+            ) from error
+        return cls(path, _as_json(config), lock)
+
+    @classmethod
+    def resume(
+        cls, path: Path, config: Mapping[str, Any], *, may_differ: frozenset[str] = frozenset()
+    ) -> "RunDirectory":
+        """Go on with a run, under the same configuration.
+
+        Args:
+            path: the run's directory.
+            config: the configuration asked for now.
+            may_differ: dotted keys ("logging.wandb") that may differ from the stored configuration.
+                Such a change is stored, and the earlier record kept under "history".
+
+        Raises:
+            UserError: there is no run, its config.json is damaged, the configuration differs in
+                other keys, or another process is writing there.
+        """
+        _read_record(path)  # before anything is written into a directory that may not be a run
+        try:
+            lock = RunLock(path)
+            try:
+                record = _read_record(path)
+                given = _as_json(config)
+                _refuse_differences(path, record["config"], given, may_differ)
+                if record["config"] != given:
+                    history = [*record.pop("history", []), record]
+                    write_json_atomic(path / _CONFIG, _record(config, history))
+            except BaseException:
+                lock.release()
+                raise
+        except OSError as error:
+            raise UserError(
+                f"`--run-dir` {path} cannot be written ({error.strerror}): "
+                "resuming adds to it, so copy the run to where you may write"
+            ) from error
+        return cls(path, given, lock)
+
+    @classmethod
+    def open_existing(cls, path: Path) -> "RunDirectory":
+        """Open a run for reading, whether or not a process is writing to it.
+
+        Raises:
+            UserError: there is no run, or its config.json is damaged.
+        """
+        return cls(path, read_config(path), lock=None)
+
+    @property
+    def config_path(self) -> Path:
+        """Configuration, versions and machine, as JSON."""
+        return self.path / _CONFIG
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object per log step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """Directory for `save_checkpoint`."""
+        return self.path / "checkpoints"
+
+    @property
+    def summary_path(self) -> Path:
+        """The final figures, as JSON."""
+        return self.path / "summary.json"
+
+    @property
+    def wandb_path(self) -> Path:
+        """Directory for wandb's files."""
+        return self.path / "wandb"
+
+    def close(self) -> None:
+        """Give up the lock; may be called twice."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of the run in directory `path`.
+
+    Raises:
+        UserError: there is no run, or its config.json is damaged.
+    """
+    config: dict[str, Any] = _read_record(path)["config"]
+    return config
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    file = path / _CONFIG
+    if not file.is_file():
+        what = f"has no {_CONFIG}" if path.is_dir() else "does not exist"
+        raise UserError(f"run directory {path} {what}: give the directory of an earlier run")
+    try:
+        if (size := file.stat().st_size) > MAX_CONFIG_BYTES:
+            raise ValueError(f"{size} bytes")
+        record = json.loads(file.read_bytes())
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise ValueError('no "config"')
+        if not isinstance(record.get("history", []), list):
+            raise ValueError('"history" is not a list')
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file} is damaged or unreadable ({error}): restore it, or start another run"
+        ) from error
+    return record
+
+
+def _record(config: Mapping[str, Any], history: list[Any]) -> dict[str, Any]:
+    return {
+        "config": config,
+        "versions": library_versions(),
+        "machine": machine(),
+        "started": _now().isoformat(timespec="seconds"),
+        "history": history,
+    }
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as it will be read back, so that a tuple equals the stored list."""
+    normalised: dict[str, Any] = json.loads(json.dumps(config))
+    return normalised
+
+
+def _refuse_differences(
+    path: Path, stored: dict[str, Any], given: dict[str, Any], may_differ: frozenset[str]
+) -> None:
+    before, now = _flatten(stored), _flatten(given)
+    refused = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
+        if old != new:
+            change = f"`--{key.replace('_', '-')}`: {_show(old)} -> {_show(new)}"
+            if key in may_differ:
+                _logger.info("resumed with a changed setting: %s", change)
+            else:
+                refused.append(change)
+    if refused:
+        more = len(refused) - _SHOWN_DIFFERENCES
+        raise UserError(
+            f"`--resume`: the run in {path} has other settings (stored -> given): "
+            + ", ".join(refused[:_SHOWN_DIFFERENCES])
+            + (f" and {more} more" if more > 0 else "")
+            + ". Give the stored ones, or start another run in a new `--run-dir`"
+        )
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value)
+
+
+def _make_default(root: Path, name: str) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    stem = f"{name}_{_now():%Y-%m-%d_%H-%M-%S}"
+    path, number = root / stem, 1
+    while True:
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+            path = root / f"{stem}_{number}"
+
+
+def _make(path: Path) -> Path:
+    if path.exists() and (not path.is_dir() or _contents(path)):
+        raise _taken(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _contents(path: Path) -> bool:
+    """Whether a directory holds more than what a run killed at birth leaves behind."""
+    return any(entry.name not in RunLock.FILES for entry in path.iterdir())
+
+
+def _taken(path: Path) -> UserError:
+    what = "is not empty" if path.is_dir() else "is not a directory"
+    return UserError(
+        f"`--run-dir` {path} {what}: give another name, or add `--resume` to go on with a run"
+    )
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now().astimezone()

@@ -1,0 +1,47 @@
+"""Stopping a run from outside without losing what it learned."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Turns the first interrupt into a wish that the loop can ask for; the second is immediate.
+
+    While this context is active, Ctrl-C (SIGINT), SIGTERM and SIGUSR1 set `requested`. A further
+    Ctrl-C raises KeyboardInterrupt at once.
+
+    Attributes:
+        exit_code: 128 plus the signal's number, as shells report it; 0 if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+
+    def __call__(self) -> bool:
+        """Tell whether somebody wants the run to stop."""
+        return self.exit_code != 0
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._handle) for number in _STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.exit_code and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        # SIGUSR1 is how schedulers announce that time is up: to them that is a termination.
+        self.exit_code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)

@@ -1,0 +1,47 @@
+"""One weighting after another."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..types import State, Weighting
+
+
+class Chain:
+    """Lets the second weighting work on gradients that the first has scaled.
+
+    With ``w`` the first one's weights, the second sees ``diag(w) G diag(w)``, ``w * losses`` and
+    ``w * norms``, and the two weight vectors multiply. ``Chain(GradNorm(...), PCGrad(...))``
+    removes conflicts between balanced gradients.
+
+    Args:
+        first: Scales the tasks; its weights should be positive.
+        second: Works on the scaled tasks.
+    """
+
+    def __init__(self, first: Weighting, second: Weighting) -> None:
+        self.first = first
+        self.second = second
+
+    def __call__(
+        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"], norms: Float[Tensor, " K"]
+    ) -> Float[Tensor, " K"]:
+        """Return the product of both weight vectors. See `mtrl.types.Weighting`."""
+        scale = self.first(gramian, losses, norms)
+        scaled = scale[:, None] * gramian * scale[None, :]
+        return scale * self.second(scaled, scale * losses, scale * norms)
+
+    def state_dict(self) -> State:
+        """Return both states."""
+        return {"first": self.first.state_dict(), "second": self.second.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Load both states."""
+        self.first.load_state_dict(state["first"])
+        self.second.load_state_dict(state["second"])
+
+    def reset(self) -> None:
+        """Reset both."""
+        self.first.reset()
+        self.second.reset()

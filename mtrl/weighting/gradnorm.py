@@ -1,0 +1,136 @@
+"""Balancing gradient norms."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..types import State
+
+MINIMUM_WEIGHT = 1e-3
+"""No task is switched off for good: weights stay above this before they are rescaled."""
+
+LOSS_FLOOR = 1e-3
+"""An initial loss counts as at least this share of the mean initial loss."""
+
+
+class GradNorm:
+    """Learns loss weights under which every task trains at a similar rate.
+
+    Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask
+    Networks", ICML 2018 (https://arxiv.org/abs/1711.02257). With ``n_i`` the gradient norm of task
+    i at the last shared layer, ``r_i = (L_i(t) / L_i(0)) / mean`` its inverse training rate, and
+    the target ``mean(w n) * r_i ** alpha`` held constant, the weights descend
+    ``sum_i |w_i n_i - target_i|``. The derivative is ``n_i * sign(w_i n_i - target_i)``, so no
+    second backward pass is needed. Weights stay positive and sum to K. A task that lags
+    (``r_i > 1``) gains weight.
+
+    The losses that judge the rates must not be negative. An actor's loss changes sign: give its
+    weighting the critics' losses, or ``alpha = 0``, which equalises norms and ignores losses.
+
+    Args:
+        num_tasks: K.
+        alpha: Strength of the pull towards equal rates, at least 0; 0 equalises norms only.
+        learning_rate: Adam's, for the weights.
+        device: Where losses and Gramians will be.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        *,
+        alpha: float = 0.12,
+        learning_rate: float = 1e-3,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if num_tasks < 1:
+            raise ValueError(f"`num_tasks` must be at least 1, found {num_tasks}.")
+        if not 0 <= alpha < float("inf"):
+            raise ValueError(f"`alpha` must be at least 0 and finite, found {alpha}.")
+        if not 0 < learning_rate < float("inf"):
+            raise ValueError(f"`learning_rate` must be positive and finite, found {learning_rate}.")
+        self.alpha = alpha
+        self.learning_rate = learning_rate
+        self.weights = torch.ones(num_tasks, device=device)
+        self.initial_losses = torch.zeros(num_tasks, device=device)
+        self._first_moment = torch.zeros(num_tasks, device=device)
+        self._second_moment = torch.zeros(num_tasks, device=device)
+        self._steps = torch.zeros((), device=device)
+
+    def __call__(
+        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"], norms: Float[Tensor, " K"]
+    ) -> Float[Tensor, " K"]:
+        """Return this step's weights, and learn the next one's. See `mtrl.types.Weighting`.
+
+        Where a loss or norm is not finite nothing is learned from this step.
+        """
+        del gramian
+        weights = self.weights.clone()
+        finite = (losses.isfinite() & norms.isfinite()).all()
+        first = finite & (self._steps == 0)
+        torch.where(first, losses, self.initial_losses, out=self.initial_losses)
+        gradient = self.weight_gradient(losses, norms)
+        self._adam_step(torch.where(finite, gradient, 0.0), finite)
+        return weights.to(losses.dtype)
+
+    def relative_rates(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        """Return ``r``, each task's ``L(t) / L(0)`` over their mean; above 1 for those behind."""
+        floor = (LOSS_FLOOR * self.initial_losses.mean()).clamp_min(1e-8)
+        ratios = losses.clamp_min(0.0) / torch.maximum(self.initial_losses, floor)
+        mean = ratios.mean()
+        return torch.where(mean > 0, ratios / torch.where(mean > 0, mean, 1.0), 1.0)
+
+    def weight_gradient(
+        self, losses: Float[Tensor, " K"], norms: Float[Tensor, " K"]
+    ) -> Float[Tensor, " K"]:
+        """Return the derivative of the GradNorm loss with respect to the weights alone."""
+        weighted = self.weights * norms
+        # 0 ** 0 is 1, as alpha = 0 demands also of a task at zero loss.
+        target = weighted.mean() * self.relative_rates(losses) ** self.alpha
+        return norms * torch.sign(weighted - target)
+
+    def _adam_step(self, gradient: Tensor, finite: Tensor) -> None:
+        """Take an Adam step on the weights where `finite`, without asking the device about it."""
+        steps = self._steps + 1
+        first = torch.lerp(gradient, self._first_moment, 0.9)
+        second = torch.lerp(gradient.square(), self._second_moment, 0.999)
+        # Norms differ by orders of magnitude between tasks and over training: a relative epsilon.
+        scale = (second / (1 - 0.999**steps)).sqrt() + 1e-12
+        weights = self.weights - self.learning_rate * (first / (1 - 0.9**steps)) / scale
+        weights = weights.clamp_min(MINIMUM_WEIGHT)
+        weights = weights * (len(weights) / weights.sum())
+        for old, new in (
+            (self._steps, steps),
+            (self._first_moment, first),
+            (self._second_moment, second),
+            (self.weights, weights),
+        ):
+            old.copy_(torch.where(finite, new, old))
+
+    def state_dict(self) -> State:
+        """Return weights, initial losses and Adam's moments."""
+        return {name: tensor.clone() for name, tensor in self._buffers().items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from a saved state."""
+        for name, tensor in self._buffers().items():
+            tensor.copy_(state[name])
+
+    def reset(self) -> None:
+        """Forget weights, initial losses and moments."""
+        for tensor in self._buffers().values():
+            tensor.zero_()
+        self.weights.fill_(1.0)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {
+            "weights": self.weights,
+            "initial_losses": self.initial_losses,
+            "first_moment": self._first_moment,
+            "second_moment": self._second_moment,
+            "steps": self._steps,
+        }

@@ -1,0 +1,102 @@
+"""Projecting conflicting gradients."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..types import State
+
+
+class PCGrad:
+    """Projects each task's gradient off those it conflicts with, then adds them up.
+
+    Algorithm 1 of Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020
+    (https://arxiv.org/abs/2001.06782): task i visits the others in a random order of its own, and
+    where its running gradient has a negative inner product with the *original* gradient of task j,
+    the component along that gradient is removed.
+
+    Every running gradient stays a combination of the K original ones, so its K coefficients and
+    the Gramian are all the algorithm needs; the cost does not depend on the number of parameters.
+
+    Args:
+        generator: Where the visiting orders come from, on the Gramian's device; its state belongs
+            to this object's state.
+        reduction: "sum" as in the paper, or "mean", which divides by K.
+
+    Example:
+        >>> J = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> pcgrad = PCGrad(torch.Generator().manual_seed(0))
+        >>> pcgrad(J @ J.T, losses=torch.ones(2), norms=J.norm(dim=1))
+        tensor([2.2222, 1.5789])
+    """
+
+    def __init__(
+        self, generator: torch.Generator, *, reduction: Literal["sum", "mean"] = "sum"
+    ) -> None:
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f'`reduction` must be "sum" or "mean", found {reduction!r}.')
+        self._generator = generator
+        self._reduction = reduction
+        self._initial_state = generator.get_state()
+
+    def __call__(
+        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"], norms: Float[Tensor, " K"]
+    ) -> Float[Tensor, " K"]:
+        """Return the weights of the projected sum. See `mtrl.types.Weighting`.
+
+        A task whose gradient is zero projects nobody. One whose gradient is not finite is left out:
+        its weight is 0.
+        """
+        del losses, norms
+        K = len(gramian)
+        order = self.draw_order(K, gramian.device)
+        finite = gramian.diagonal().isfinite()
+        clean = torch.where(finite[:, None] & finite[None, :], gramian, 0.0).double()
+        weights = project(clean, order).sum(dim=0) * finite
+        if self._reduction == "mean":
+            weights = weights / K
+        return weights.to(gramian.dtype)
+
+    def draw_order(self, num_tasks: int, device: torch.device) -> Int[Tensor, "K K-1"]:
+        """Draw, for each task, a random order of the other tasks."""
+        keys = torch.rand(num_tasks, num_tasks, generator=self._generator, device=device)
+        keys.fill_diagonal_(2.0)  # a task itself sorts last, and is cut off
+        return keys.argsort(dim=1)[:, : num_tasks - 1]
+
+    def state_dict(self) -> State:
+        """Return the state of the generator of visiting orders."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on with the visiting orders of a saved state."""
+        self._generator.set_state(state["generator"])
+
+    def reset(self) -> None:
+        """Draw the same orders again as after construction."""
+        self._generator.set_state(self._initial_state)
+
+
+def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float[Tensor, "K K"]:
+    """Walk PCGrad's projections on coefficients, all K rows in lock-step.
+
+    Args:
+        gramian: ``G = J @ J.T``.
+        order: Row i holds the tasks that task i visits, first to last.
+
+    Returns:
+        Coefficients ``C``: the projected gradient of task i is ``C[i] @ J``.
+    """
+    coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
+    squared_norms = gramian.diagonal()
+    for others in order.unbind(dim=1):
+        # <C[i] @ J, J[j]> = C[i] . G[:, j], with j = others[i]; G is symmetric.
+        inner = (coefficients * gramian[others]).sum(dim=1)
+        length = squared_norms[others]
+        conflict = (inner < 0) & (length > 0)
+        step = torch.where(conflict, inner / torch.where(conflict, length, 1.0), 0.0)
+        coefficients = coefficients.scatter_add(1, others[:, None], -step[:, None])
+    return coefficients

@@ -1,0 +1,130 @@
+"""The options of a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from agents import SACConfig
+from mtrl.errors import UserError
+
+MAY_DIFFER_ON_RESUME = frozenset(
+    {"total_steps", "eval_every", "checkpoint_every", "log_every", "wandb", "device", "threads"}
+)
+"""Options that change how long a run goes on and what is told of it, but not what it learns."""
+
+_NOT_PART_OF_A_RUN = ("run_dir", "resume")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train one multi-task agent; steps are environment steps over all tasks."""
+
+    benchmark: tuple[str, ...] = ("MT10",)
+    """MT10, MT25, MT50, toy, one task's name (reach-v3), or several."""
+    total_steps: int = 1_000_000
+    """When training ends. The published protocol has 2 million per task: 20000000 for MT10."""
+    envs_per_task: int = 4
+    """Environments of each task, stepped together."""
+    seed: int = 1
+    """Decides everything that is drawn. Same seed, same machine, same threads: same run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the agent learns; auto takes a GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What matrix products are computed in; auto takes bf16 where the hardware has it. Parameters,
+    losses and log-probabilities are fp32 always."""
+    threads: int = 0
+    """CPU threads of the learner; 0 for as many as there are cores."""
+    agent: SACConfig = field(default_factory=SACConfig)
+    """Networks, losses, weightings."""
+    batch_size: int = 64
+    """Transitions per task in an update."""
+    update_ratio: float = 0.25
+    """Updates per environment step of a task: 0.25 is one after every fourth step of each task."""
+    warmup_steps: int = 20_000
+    """Steps with random actions and without updates, at the start."""
+    replay_capacity: int = 100_000
+    """Transitions remembered per task."""
+    reward_version: Literal["v1", "v2"] = "v2"
+    """Meta-World's reward functions."""
+    eval_every: int = 250_000
+    """Steps between evaluations, each of which plays all 50 goals of every task once."""
+    eval_envs_per_task: int = 1
+    """Environments of each task in an evaluation; must divide 50."""
+    checkpoint_every: int = 100_000
+    """Steps between checkpoints."""
+    log_every: int = 10_000
+    """Steps between lines of training metrics."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto uses your wandb account if a key is present, and keeps files to sync later if not."""
+    run_dir: Path | None = None
+    """Where the run is stored; by default runs/ and a name made of benchmark, seed and time."""
+    resume: bool = False
+    """Continue the run in --run-dir."""
+
+    def validate(self) -> None:
+        """Refuse what cannot work, before anything is built.
+
+        Raises:
+            UserError: Naming the option, its value and the remedy.
+        """
+        for name in (
+            "total_steps",
+            "envs_per_task",
+            "batch_size",
+            "replay_capacity",
+            "eval_every",
+            "eval_envs_per_task",
+            "checkpoint_every",
+            "log_every",
+        ):
+            self._require(name, getattr(self, name) >= 1, "give at least 1")
+        for name in ("seed", "threads", "warmup_steps"):
+            self._require(name, getattr(self, name) >= 0, "give at least 0")
+        self._require("update_ratio", 0 < self.update_ratio < float("inf"), "give more than 0")
+        self._require(
+            "eval_envs_per_task", 50 % self.eval_envs_per_task == 0, "give 1, 2, 5, 10, 25 or 50"
+        )
+        capacity = f"--replay-capacity {self.replay_capacity}"
+        self._require(
+            "batch_size", self.batch_size <= self.replay_capacity, f"the batch must fit {capacity}"
+        )
+        self._require(
+            "envs_per_task",
+            self.envs_per_task <= self.replay_capacity,
+            f"one step of each must fit {capacity}",
+        )
+        self._require(
+            "resume",
+            not self.resume or self.run_dir is not None,
+            "name the run to continue with --run-dir",
+        )
+
+    def _require(self, name: str, condition: bool, remedy: str) -> None:
+        if not condition:
+            flag = name.replace("_", "-")
+            raise UserError(f"`--{flag}` is {getattr(self, name)}: {remedy}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what defines the run, for its config.json; not where it is stored."""
+        options = dataclasses.asdict(self)
+        return {name: value for name, value in options.items() if name not in _NOT_PART_OF_A_RUN}
+
+    @classmethod
+    def from_json(cls, options: dict[str, Any]) -> Config:
+        """Rebuild a configuration from what `to_json` gave.
+
+        Raises:
+            UserError: If the options are not those of this version.
+        """
+        try:
+            agent = SACConfig(**options["agent"])
+            benchmark = tuple(options["benchmark"])
+            return cls(**{**options, "agent": agent, "benchmark": benchmark})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"config.json does not fit this version of mtrl ({error}): "
+                "use the version that is written in it."
+            ) from error

@@ -1,0 +1,73 @@
+"""Evaluate a trained agent: all 50 goals of each task once, deterministic actions."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from mtrl.checkpoint import load_latest
+from mtrl.device import resolve_device, set_threads
+from mtrl.evaluate import Evaluation, evaluate
+from mtrl.files import write_json_atomic
+from mtrl.run_directory import RunDirectory
+from mtrl.train import Progress
+from scripts.config import Config
+from scripts.training import exit_with, make_agent, make_envs, summarize
+
+
+@dataclass(frozen=True)
+class Options:
+    """Evaluate a run's newest checkpoint; the table is stored as evaluation_<steps>.json in it."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's directory."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the agent computes."""
+
+
+def main() -> int:
+    """Evaluate as the command line says."""
+    options = tyro.cli(Options)
+    run = RunDirectory.open_existing(options.run)
+    config = dataclasses.replace(Config.from_json(run.config), device=options.device)
+    device = resolve_device(config.device)
+    set_threads(config.threads)
+    checkpoint = load_latest(run.checkpoints_path, only=("agent", "progress"))
+    with closing(make_envs(config, config.eval_envs_per_task, evaluation=True)) as environments:
+        agent = make_agent(config, environments, device)
+        agent.load_state_dict(checkpoint.state["agent"])
+        evaluation = evaluate(agent, environments, device=device)
+    assert evaluation is not None  # nobody asked it to stop
+    progress = Progress(**checkpoint.state["progress"])
+    path = run.path / f"evaluation_{progress.env_steps}.json"
+    write_json_atomic(path, summarize(config, evaluation, progress))
+    show(evaluation, progress, path)
+    return 0
+
+
+def show(evaluation: Evaluation, progress: Progress, path: Path) -> None:
+    """Print the table."""
+    episodes = evaluation.success.shape[1]
+    table = Table(title=f"After {progress.env_steps:,} environment steps, {episodes} goals a task")
+    table.add_column("task")
+    table.add_column("success", justify="right")
+    table.add_column("return", justify="right")
+    for name, success, returns in zip(
+        evaluation.task_names, evaluation.success, evaluation.returns, strict=True
+    ):
+        table.add_row(name, f"{success.mean():.2f}", f"{returns.mean():.0f}")
+    table.add_section()
+    table.add_row("mean", f"{evaluation.success_rate:.3f}", f"{evaluation.returns.mean():.0f}")
+    Console().print(table)
+    print(f"stored in {path}")
+
+
+if __name__ == "__main__":
+    exit_with(main)

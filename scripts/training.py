@@ -1,0 +1,221 @@
+"""Compose agent, environments, storage and loop from a configuration, and run them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+import torch
+import tyro
+
+import envs
+from agents import SAC
+from mtrl.checkpoint import CheckpointError, load_latest, save_checkpoint
+from mtrl.device import resolve_device, resolve_precision, set_threads
+from mtrl.errors import UserError
+from mtrl.evaluate import Evaluation, evaluate
+from mtrl.files import write_json_atomic
+from mtrl.logging import JsonlLogger, LoggerGroup
+from mtrl.progress import ProgressDisplay, setup_console
+from mtrl.provenance import library_versions, machine
+from mtrl.replay import Replay
+from mtrl.run_directory import RunDirectory
+from mtrl.signals import StopRequest
+from mtrl.train import Progress, Schedule, Trainer
+from mtrl.types import Agent, Environments, State
+from mtrl.wandb_logger import WandbLogger
+
+from .config import MAY_DIFFER_ON_RESUME, Config
+
+_messages = logging.getLogger("mtrl")
+
+
+def main(defaults: Config) -> None:
+    """Train as the command line says; exit with 0, 2 for bad input, or 128 plus a signal."""
+    exit_with(lambda: train(parse(defaults)))
+
+
+def parse(defaults: Config) -> Config:
+    """Read the options off the command line."""
+    return tyro.cli(Config, default=defaults, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def exit_with(command: Callable[[], int]) -> None:
+    """Run a command; tell the user in one line what to mend, if that is what is wrong."""
+    setup_console()
+    try:
+        sys.exit(command())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def train(config: Config) -> int:
+    """Train to the end, or until asked to stop; return the exit code."""
+    config.validate()
+    device = resolve_device(config.device)
+    task_names = envs.task_names(config.benchmark)
+    set_threads(config.threads)
+    with ExitStack() as stack:
+        run = stack.enter_context(open_run(config))
+        state = latest_state(run) if config.resume else None
+        stop = stack.enter_context(StopRequest())
+        _messages.info("run directory: %s", run.path)
+        training_envs = stack.enter_context(closing(make_envs(config, config.envs_per_task)))
+        display = ProgressDisplay(config.total_steps, task_names)
+        reached = state["progress"]["env_steps"] if state else 0
+        logger = LoggerGroup(
+            [
+                JsonlLogger(run.metrics_path, keep_until_env_steps=reached),
+                display,
+                WandbLogger(
+                    run.path,
+                    mode=config.wandb,
+                    name=run.path.name,
+                    config=config.to_json(),
+                    resume=config.resume,
+                ),
+            ]
+        )
+        stack.enter_context(closing(logger))
+        evaluator = stack.enter_context(closing(Evaluator(config, device, stop)))
+        trainer = Trainer(
+            agent=make_agent(config, training_envs, device),
+            envs=training_envs,
+            replay=make_replay(config, training_envs, device),
+            schedule=make_schedule(config),
+            logger=logger,
+            evaluate=evaluator,
+            save=lambda state, env_steps: save(run, state, env_steps),
+            stop=stop,
+            generator=torch.Generator().manual_seed(config.seed),
+            device=device,
+            on_step=lambda progress: display.advance_to(progress.env_steps, progress.updates),
+        )
+        if state is not None:
+            trainer.load_state_dict(state)
+        if trainer.run() and trainer.evaluation is not None:
+            summary = summarize(config, trainer.evaluation, trainer.progress)
+            write_json_atomic(run.summary_path, summary)
+    return stop.exit_code
+
+
+def open_run(config: Config) -> RunDirectory:
+    """Create the run's directory, or open the one to continue in."""
+    if config.resume and config.run_dir is not None:
+        return RunDirectory.resume(
+            config.run_dir, config.to_json(), may_differ=MAY_DIFFER_ON_RESUME
+        )
+    name = f"{'+'.join(config.benchmark[:3])}_seed{config.seed}"
+    return RunDirectory.create(config.run_dir, config.to_json(), default_name=name)
+
+
+def latest_state(run: RunDirectory) -> State | None:
+    """Return the newest good checkpoint's state; none if the run was stopped before its first."""
+    if not run.checkpoints_path.is_dir() or not any(run.checkpoints_path.glob("step_*")):
+        _messages.info("no checkpoint was saved yet: the run starts from the beginning")
+        return None
+    checkpoint = load_latest(run.checkpoints_path)
+    _messages.info("continuing from %s", checkpoint.path)
+    return checkpoint.state
+
+
+def save(run: RunDirectory, state: State, env_steps: int) -> None:
+    """Save a checkpoint; a disk that refuses must not end the training."""
+    try:
+        save_checkpoint(run.checkpoints_path, state, env_steps=env_steps)
+    except CheckpointError as error:
+        _messages.warning("%s; training goes on", error)
+
+
+def make_envs(config: Config, envs_per_task: int, *, evaluation: bool = False) -> Environments:
+    """Make the environments to train in, or those to evaluate in."""
+    made: Environments = envs.make_vec(
+        config.benchmark,
+        # Evaluation plays its goals in turn and draws nothing: its seed does not matter.
+        seed=config.seed,
+        envs_per_task=envs_per_task,
+        reward_version=config.reward_version,
+        goals="sequential" if evaluation else "random",
+        one_hot=False,  # the agent appends it, and the replay need not store it
+    )
+    return made
+
+
+def make_agent(config: Config, environments: Environments, device: torch.device) -> SAC:
+    """Make an agent that fits the environments."""
+    return SAC(
+        config.agent,
+        num_tasks=environments.num_tasks,
+        observation_size=environments.single_observation_space.shape[0],
+        action_size=environments.single_action_space.shape[0],
+        seed=config.seed,
+        device=device,
+        dtype=resolve_precision(config.precision, device),
+    )
+
+
+def make_replay(config: Config, environments: Environments, device: torch.device) -> Replay:
+    """Make a replay that fits the environments."""
+    return Replay(
+        environments.num_tasks,
+        config.replay_capacity,
+        environments.single_observation_space.shape[0],
+        environments.single_action_space.shape[0],
+        generator=torch.Generator(device).manual_seed(config.seed),
+    )
+
+
+def make_schedule(config: Config) -> Schedule:
+    """Pick the schedule out of the configuration."""
+    names = (schedule_field.name for schedule_field in dataclasses.fields(Schedule))
+    return Schedule(**{name: getattr(config, name) for name in names})
+
+
+class Evaluator:
+    """Plays the evaluation protocol; its environments are made when first needed, then kept."""
+
+    def __init__(self, config: Config, device: torch.device, stop: Callable[[], bool]) -> None:
+        self._config = config
+        self._device = device
+        self._stop = stop
+        self._envs: Environments | None = None
+
+    def __call__(self, agent: Agent) -> Evaluation | None:
+        """Evaluate the agent, unless asked to stop on the way."""
+        if self._envs is None:
+            self._envs = make_envs(self._config, self._config.eval_envs_per_task, evaluation=True)
+        return evaluate(agent, self._envs, device=self._device, stop=self._stop)
+
+    def close(self) -> None:
+        """Close the environments."""
+        if self._envs is not None:
+            self._envs.close()
+
+
+def summarize(config: Config, evaluation: Evaluation, progress: Progress) -> dict[str, object]:
+    """State a result together with the protocol it was reached under."""
+    num_tasks, num_goals = evaluation.success.shape
+    return {
+        **evaluation.metrics(),
+        "env_steps": progress.env_steps,
+        "env_steps_per_task": progress.env_steps // num_tasks,
+        "updates": progress.updates,
+        "seconds": progress.seconds,
+        "protocol": {
+            "benchmark": config.benchmark,
+            "reward_version": config.reward_version,
+            "goals_per_task": num_goals,
+            "episodes": num_tasks * num_goals,
+            "actions": "deterministic",
+            "success": "at any step of the episode",
+            "seed": config.seed,
+        },
+        "versions": library_versions(),
+        "machine": machine(),
+    }

@@ -1,0 +1,61 @@
+import subprocess
+import sys
+
+import pytest
+from metaworld import env_dict
+
+from envs import task_names
+from envs.benchmarks import MT10, MT25, MT50
+from mtrl.errors import UserError
+
+
+def test_task_lists_are_the_official_ones_in_their_order():
+    assert tuple(env_dict.MT10_V3) == MT10
+    assert tuple(env_dict.MT25_V3) == MT25
+    assert tuple(env_dict.MT50_V3) == MT50
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "expected"),
+    [
+        ("MT10", MT10),
+        (["MT25"], MT25),
+        ("push-v3", ("push-v3",)),
+        (("sweep-v3", "reach-v3"), ("sweep-v3", "reach-v3")),
+        ("toy-left", ("toy-left",)),
+        ("toy", ("toy-reach", "toy-left", "toy-mirror", "toy-right")),
+    ],
+)
+def test_names_resolve(benchmark, expected):
+    assert task_names(benchmark) == expected
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "message"),
+    [
+        ("MT11", "`benchmark` 'MT11' is not known: did you mean 'MT10'"),
+        ("mt50", "did you mean 'MT50'"),
+        ("reach", "did you mean 'reach-v3'"),
+        (["push-v3", "dor-open-v3"], "'dor-open-v3' is not known: did you mean 'door-open-v3'"),
+        ("xyz", "'xyz' is not known: choose MT10, MT25, MT50, toy, or tasks such as"),
+        ((), "`benchmark` is empty"),
+        ("", "`benchmark` '' is not known"),
+        (["push-v3", "reach-v3", "push-v3"], "names 'push-v3' more than once"),
+        (["MT10", "sweep-v3"], "lists 'MT10' beside others"),
+        (["toy-left", "sweep-v3"], "mixes toy and Meta-World tasks"),
+    ],
+)
+def test_a_wrong_benchmark_is_named_with_its_remedy(benchmark, message):
+    with pytest.raises(UserError) as caught:
+        task_names(benchmark)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_neither_names_nor_toy_tasks_load_a_simulator():
+    script = (
+        "import sys, envs; envs.task_names('MT50'); envs.make_vec('toy', seed=0).reset(); "
+        "print(sorted({'mujoco', 'metaworld'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr

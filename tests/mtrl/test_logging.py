@@ -1,0 +1,235 @@
+import json
+import logging
+import math
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtrl.errors import UserError
+from mtrl.logging import JsonlLogger, LoggerGroup, read_metrics
+
+
+def line(env_steps, **metrics):
+    return {"progress/env_steps": env_steps, **metrics}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+@pytest.fixture
+def write(path):
+    """Write lines with a logger that is closed again; return what the file then holds."""
+
+    def write(*lines, **options):
+        logger = JsonlLogger(path, **options)
+        for metrics in lines:
+            logger.log(metrics)
+        logger.close()
+        return read_metrics(path)
+
+    return write
+
+
+def test_lines_are_read_back_in_order(write):
+    lines = [line(10, **{"eval/success_rate": 0.5}), line(20, b=2.0, a=1.0)]
+    assert write(*lines) == lines
+    assert list(write(line(30))[1]) == ["progress/env_steps", "b", "a"]
+
+
+def test_numbers_keep_their_kind(write):
+    (row,) = write(line(10**15, loss=np.float64(0.1), flag=True))
+    assert row == {"progress/env_steps": 10**15, "loss": 0.1, "flag": 1.0}
+    assert type(row["progress/env_steps"]) is int
+
+
+def test_what_json_has_no_form_for_becomes_null(write, path):
+    (row,) = write(line(1, nan=math.nan, up=math.inf, down=-math.inf))
+    assert row == {"progress/env_steps": 1, "nan": None, "up": None, "down": None}
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def test_each_line_is_on_file_as_soon_as_it_is_logged(path):
+    logger = JsonlLogger(path)
+    for step in range(3):
+        logger.log(line(step))
+        assert read_metrics(path)[-1] == line(step)
+    logger.close()
+
+
+@pytest.mark.parametrize("tail", [b'{"progress/env_', b"{", b"\x00\x00\x00", b'{"a": "\xc3'])
+def test_a_partial_last_line_is_left_out_and_then_removed(write, path, tail):
+    write(line(1), line(2))
+    complete = path.read_bytes()
+    path.write_bytes(complete + tail)
+    assert read_metrics(path) == [line(1), line(2)]
+    assert write(line(3)) == [line(1), line(2), line(3)]
+    assert path.read_bytes().startswith(complete)
+
+
+def test_a_last_line_that_lacks_only_its_newline_is_kept(write, path):
+    write(line(1), line(2))
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert read_metrics(path) == [line(1), line(2)]
+    assert write(line(3)) == [line(1), line(2), line(3)]
+
+
+@pytest.mark.parametrize("damage", [b"garbage\n", b"[1]\n", b"\n"])
+def test_a_damaged_line_in_the_middle_is_an_error_and_the_file_is_left_alone(write, path, damage):
+    write(line(1))
+    path.write_bytes(path.read_bytes() + damage + b'{"progress/env_steps": 2}\n')
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="line 2"):
+        read_metrics(path)
+    with pytest.raises(UserError, match="line 2"):
+        write(line(3), keep_until_env_steps=1)
+    assert path.read_bytes() == before
+
+
+def test_resuming_drops_what_will_be_written_again(write):
+    write(line(100), line(200, a=1), line(200, b=1), line(300), {"progress/env_steps": 400})
+    resumed = write(line(300), line(400), keep_until_env_steps=200)
+    assert [row["progress/env_steps"] for row in resumed] == [100, 200, 200, 300, 400]
+
+
+def test_resuming_beyond_the_last_line_changes_nothing(write, path):
+    write(line(100), line(200))
+    before = path.stat()
+    assert write(keep_until_env_steps=200) == [line(100), line(200)]
+    assert path.stat().st_ino == before.st_ino
+
+
+def test_resuming_without_a_file_starts_one(write):
+    assert write(line(1), keep_until_env_steps=0) == [line(1)]
+
+
+def test_kill_leaves_every_logged_line(path):
+    """A process that dies by SIGKILL while logging loses no line it had logged."""
+    script = (
+        "import sys; from pathlib import Path; from mtrl.logging import JsonlLogger\n"
+        "logger = JsonlLogger(Path(sys.argv[1]))\n"
+        "for step in range(10**9):\n"
+        "    logger.log({'progress/env_steps': step} | {f'x/{i}': i / 7 for i in range(200)})\n"
+        "    print(step, flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE) as process:
+        while int(process.stdout.readline()) < 50:
+            pass
+        process.send_signal(signal.SIGKILL)
+        last_logged = [50, *map(int, process.stdout.read().split())][-1]
+    logger = JsonlLogger(path)
+    logger.close()
+    steps = [row["progress/env_steps"] for row in read_metrics(path)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > last_logged
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_reported_once_and_does_not_stop(caplog):
+    logger = JsonlLogger(Path("/dev/full"))
+    for step in range(3):
+        logger.log(line(step))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left" in caplog.text
+    logger.close()
+    assert "lacks its last 3 lines" in caplog.text
+
+
+def test_lines_wait_for_space_and_none_is_broken_or_doubled(path, caplog):
+    """A file size limit cuts a line in two, as a disk does when it runs full."""
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    logger = JsonlLogger(path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        for step in range(10):
+            logger.log(line(step))
+        assert path.stat().st_size == 100
+        assert read_metrics(path) == [line(0), line(1), line(2)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    logger.log(line(10))
+    assert read_metrics(path) == [line(step) for step in range(11)]
+    logger.close()
+    assert len(caplog.records) == 1
+
+
+def test_the_lines_that_wait_are_bounded(path, caplog, monkeypatch):
+    monkeypatch.setattr("mtrl.logging._BACKLOG_BYTES", 100)
+    logger = JsonlLogger(Path("/dev/full"))
+    for step in range(10):
+        logger.log(line(step))
+    assert len(logger._pending) <= 100
+    logger.close()
+    assert "lacks its last 10 lines" in caplog.text
+
+
+class Recorder:
+    def __init__(self):
+        self.lines = []
+        self.closed = 0
+
+    def log(self, metrics):
+        self.lines.append(dict(metrics))
+
+    def close(self):
+        self.closed += 1
+
+
+class Failing(Recorder):
+    def log(self, metrics):
+        super().log(metrics)
+        raise RuntimeError("no more")
+
+    def close(self):
+        super().close()
+        raise RuntimeError("never closes")
+
+
+def test_a_group_logs_to_and_closes_each():
+    loggers = [Recorder(), Recorder()]
+    group = LoggerGroup(loggers)
+    group.log(line(1))
+    group.close()
+    group.close()
+    assert all(logger.lines == [line(1)] and logger.closed == 1 for logger in loggers)
+
+
+def test_one_failing_logger_is_named_once_and_left_out(caplog):
+    first, failing, last = Recorder(), Failing(), Recorder()
+    group = LoggerGroup([first, failing, last])
+    for step in range(3):
+        group.log(line(step))
+    group.close()
+    assert len(first.lines) == len(last.lines) == 3
+    assert len(failing.lines) == failing.closed == 1
+    assert first.closed == last.closed == 1
+    warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert [message for message in warnings if "switched off" in message] == [warnings[0]]
+    assert "Failing" in warnings[0]
+    assert "no more" in warnings[0]
+
+
+def test_an_interrupt_is_not_swallowed():
+    class Interrupted(Recorder):
+        def log(self, metrics):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LoggerGroup([Interrupted()]).log(line(1))
+
+
+def test_logging_is_cheap_and_starts_no_thread(path):
+    before = threading.active_count()
+    logger = JsonlLogger(path)
+    logger.log(line(1))
+    assert threading.active_count() == before
+    logger.close()

@@ -1,0 +1,217 @@
+"""Run directories: never overwritten, never shared, and resumed only as what they are."""
+
+import datetime
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from mtrl.errors import UserError
+from mtrl.run_directory import RunDirectory, read_config
+
+CONFIG = {
+    "seed": 1,
+    "total_steps": 100,
+    "agent": {"widths": (400, 400)},
+    "logging": {"wandb": "auto"},
+}
+STORED = {**CONFIG, "agent": {"widths": [400, 400]}}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The directory of a run whose process has ended."""
+    with RunDirectory.create(tmp_path / "run", CONFIG, default_name="x") as run:
+        return run.path
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+
+
+def test_a_new_run_states_what_it_is(tmp_path):
+    with RunDirectory.create(tmp_path / "deep" / "run", CONFIG, default_name="x") as run:
+        record = json.loads(run.config_path.read_text())
+        assert record["config"] == run.config == STORED
+        assert record["history"] == []
+        installed = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco", "python")
+        assert all(record["versions"][name] for name in installed)
+        assert record["machine"]["system"]
+        assert record["machine"]["cpu"]
+        paths = (run.metrics_path, run.checkpoints_path, run.summary_path, run.wandb_path)
+        assert [p.name for p in paths] == ["metrics.jsonl", "checkpoints", "summary.json", "wandb"]
+        assert {p.parent for p in paths} == {run.path}
+
+
+def test_a_default_name_that_is_taken_gets_a_number(tmp_path):
+    now = datetime.datetime.now()
+    for second in range(10):  # whichever second the run starts in
+        time = now + datetime.timedelta(seconds=second)
+        (tmp_path / f"mt10_{time:%Y-%m-%d_%H-%M-%S}").mkdir()
+    runs = [RunDirectory.create(None, CONFIG, root=tmp_path, default_name="mt10") for _ in range(2)]
+    assert runs[0].path.name.endswith("_2")
+    assert len({run.path for run in runs}) == 2
+    for run in runs:
+        run.close()
+
+
+def test_a_default_name_says_what_and_when(tmp_path):
+    root = tmp_path / "runs"
+    with RunDirectory.create(None, CONFIG, root=root, default_name="mt10") as run:
+        assert run.path.parent == root
+        assert run.path.name.startswith(f"mt10_{datetime.datetime.now():%Y-%m-%d}")
+
+
+def test_what_is_there_is_never_overwritten(tmp_path):
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(UserError, match=r"`--run-dir` .* not empty.*`--resume`"):
+        RunDirectory.create(tmp_path, CONFIG, default_name="x")
+    with pytest.raises(UserError, match="is not a directory"):
+        RunDirectory.create(tmp_path / "note", CONFIG, default_name="x")
+    assert [p.name for p in tmp_path.iterdir()] == ["note"]
+    assert (tmp_path / "note").read_text() == "mine"
+
+
+def test_an_empty_directory_may_be_used(tmp_path):
+    with RunDirectory.create(tmp_path, CONFIG, default_name="x") as run:
+        assert run.path == tmp_path
+
+
+def test_what_a_run_killed_at_birth_left_may_be_used(tmp_path):
+    (tmp_path / "lock").touch()
+    (tmp_path / "lock.json").write_text("{}")
+    with RunDirectory.create(tmp_path, CONFIG, default_name="x") as run:
+        assert read_config(run.path) == STORED
+
+
+@pytest.mark.parametrize("given", ["path", "root"])
+@pytest.mark.parametrize("parent", ["/proc/1", "{tmp}/file"])
+def test_an_unwritable_place_is_reported(tmp_path, parent, given):
+    # Neither can be written even by root, whom permission bits do not stop.
+    (tmp_path / "file").touch()
+    place = tmp_path / parent.format(tmp=tmp_path) / "run"
+    arguments = {"path": place} if given == "path" else {"path": None, "root": place}
+    with pytest.raises(UserError, match=r"`--run-dir` .*run cannot be written .*may write to"):
+        RunDirectory.create(config=CONFIG, default_name="x", **arguments)
+
+
+def test_a_read_only_run_can_be_read_but_not_resumed(finished):
+    # A directory in the lock's place refuses writing, as a read-only file system would.
+    (finished / "lock").unlink()
+    (finished / "lock").mkdir()
+    assert RunDirectory.open_existing(finished).config == STORED
+    with pytest.raises(UserError, match=r"`--run-dir` .* cannot be written"):
+        RunDirectory.resume(finished, CONFIG)
+
+
+def test_the_same_configuration_resumes(finished):
+    before = (finished / "config.json").read_bytes()
+    with RunDirectory.resume(finished, CONFIG) as run:
+        assert run.config == STORED
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_an_allowed_change_is_stored_with_its_history(finished, caplog):
+    longer = {**CONFIG, "total_steps": 200, "logging": {"wandb": "disabled"}}
+    allowed = frozenset({"total_steps", "logging.wandb"})
+    with caplog.at_level(logging.INFO, logger="mtrl"):
+        RunDirectory.resume(finished, longer, may_differ=allowed).close()
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert any("`--total-steps`: 100 -> 200" in message for message in messages)
+    assert any('`--logging.wandb`: "auto" -> "disabled"' in message for message in messages)
+    longest = {**longer, "total_steps": 300}
+    RunDirectory.resume(finished, longest, may_differ=allowed).close()
+    record = json.loads((finished / "config.json").read_text())
+    assert record["config"]["total_steps"] == 300
+    assert [old["config"]["total_steps"] for old in record["history"]] == [100, 200]
+    assert all("history" not in old and old["versions"] for old in record["history"])
+
+
+def test_another_configuration_is_refused(finished):
+    before = (finished / "config.json").read_bytes()
+    other = {**CONFIG, "seed": 2, "agent": {"widths": (400,), "depth": 3}, "total_steps": 200}
+    del other["logging"]
+    with pytest.raises(UserError) as caught:
+        RunDirectory.resume(finished, other, may_differ=frozenset({"total_steps"}))
+    message = str(caught.value)
+    assert "`--seed`: 1 -> 2" in message
+    assert "`--agent.widths`: [400, 400] -> [400]" in message
+    assert "`--agent.depth`: absent -> 3" in message
+    assert '`--logging.wandb`: "auto" -> absent' in message
+    assert "total-steps" not in message
+    assert "\n" not in message
+    assert (finished / "config.json").read_bytes() == before
+    RunDirectory.resume(finished, CONFIG).close()  # the refusal has let go of the lock
+
+
+def test_a_refusal_shows_a_few_differences_and_counts_the_rest(tmp_path):
+    RunDirectory.create(tmp_path, {f"key_{i}": 0 for i in range(9)}, default_name="x").close()
+    with pytest.raises(UserError, match=r"`--key-4`: 0 -> 1 and 4 more") as caught:
+        RunDirectory.resume(tmp_path, {f"key_{i}": 1 for i in range(9)})
+    assert "key-5" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "open_run", [lambda path: RunDirectory.resume(path, CONFIG), RunDirectory.open_existing]
+)
+def test_what_is_not_a_run_is_refused_and_left_alone(tmp_path, open_run):
+    with pytest.raises(UserError, match="missing does not exist"):
+        open_run(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        open_run(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"config": {"seed"', b"[]", b"{}", b'{"config": 1}', b"\xff", b"[" * 100_000]
+)
+def test_a_damaged_configuration_is_refused(finished, content):
+    (finished / "config.json").write_bytes(content)
+    for open_run in (lambda: RunDirectory.resume(finished, CONFIG), lambda: read_config(finished)):
+        with pytest.raises(UserError, match=r"config\.json is damaged"):
+            open_run()
+    assert (finished / "config.json").read_bytes() == content
+
+
+def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path):
+    path = tmp_path / "run"
+    script = """
+        import json, pathlib, sys
+        from mtrl.run_directory import RunDirectory
+        path, config = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+        run = RunDirectory.create(path, config, default_name="x")
+        print("ready", flush=True)
+        sys.stdin.read()
+        """
+    with start(script, path, json.dumps(CONFIG)) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(UserError, match=f"in use by pid {other.pid} on {os.uname().nodename}"):
+            RunDirectory.resume(path, CONFIG)
+        assert RunDirectory.open_existing(path).config == STORED
+        other.send_signal(signal.SIGKILL)
+    assert json.loads((path / "lock.json").read_text())["pid"] == other.pid
+    RunDirectory.resume(path, CONFIG).close()
+
+
+def test_an_unreadable_owner_still_counts(tmp_path):
+    with RunDirectory.create(tmp_path, CONFIG, default_name="x") as run:
+        (run.path / "lock.json").write_text("{")
+        with pytest.raises(UserError, match="in use by another process"):
+            RunDirectory.resume(tmp_path, CONFIG)
+
+
+def test_closing_twice_is_harmless(tmp_path):
+    run = RunDirectory.create(tmp_path, CONFIG, default_name="x")
+    run.close()
+    with RunDirectory.resume(tmp_path, CONFIG):
+        run.close()  # must not take the lock from its new holder
+        with pytest.raises(UserError, match=f"in use by pid {os.getpid()}"):
+            RunDirectory.resume(tmp_path, CONFIG)
