@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 Job = Callable[[], None]
@@ -29,6 +30,8 @@ class Workers:
             for index in range(num_threads)
         ]
         self._running = False
+        # Dropped without `close`, or at the interpreter's end, the threads still stop.
+        self._stop = weakref.finalize(self, _stop, self._batches, num_threads)
         for thread in self._threads:
             thread.start()
 
@@ -52,11 +55,14 @@ class Workers:
 
     def close(self) -> None:
         """Let the jobs at hand end and stop the threads. May be called again."""
-        for _ in self._threads:
-            self._batches.put(None)
+        self._stop()
         for thread in self._threads:
             thread.join()
-        self._threads = []
+
+
+def _stop(batches: "queue.SimpleQueue[Iterator[Job] | None]", num_threads: int) -> None:
+    for _ in range(num_threads):
+        batches.put(None)
 
 
 def _work(

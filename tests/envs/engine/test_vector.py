@@ -119,8 +119,11 @@ def test_a_dropped_environment_stops_its_threads():
         ("reach-v3",), options, reward_version="v2", goal_seed=42, one_goal_stream=False
     )
     env.reset()
+    threads = engine_threads()
     del env
     gc.collect()
+    for thread in threads:
+        thread.join(timeout=5)
     assert len(engine_threads()) == before
 
 
