@@ -1,6 +1,8 @@
 """One constructor for every environment."""
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 from mtrl.errors import UserError
 
@@ -9,7 +11,9 @@ from .goals import GOAL_ORDERS
 from .toy import EPISODE_STEPS, ToyVectorEnv
 from .vector import MultiTaskVectorEnv, VectorOptions
 
-ENGINES = ("official",)
+_logger = logging.getLogger("mtrl")
+
+ENGINES = ("fast", "official")
 REWARD_VERSIONS = ("v1", "v2")
 METAWORLD_STEPS = 500
 
@@ -24,7 +28,8 @@ def make_vec(
     goals: str = "random",
     goal_seed: int = 42,
     one_hot: bool = True,
-    engine: str = "official",
+    engine: str = "fast",
+    num_threads: int | None = None,
 ) -> MultiTaskVectorEnv:
     """Make N environments of each task of a benchmark.
 
@@ -40,7 +45,9 @@ def make_vec(
         goal_seed: Decides which 50 goals a task has. Environments for training and for evaluation
             must agree on it; it is fixed by default so that runs with different seeds do too.
         one_hot: Whether the task's one-hot (K,) is appended to the observations.
-        engine: What simulates Meta-World; toy tasks ignore it.
+        engine: What simulates Meta-World: `fast` (compiled, bit-equal to the official one; see
+            `docs/engine.md`) or `official` (the package's own classes). Toy tasks ignore it.
+        num_threads: Threads of the fast engine; as many as there are cores by default.
 
     Returns:
         K*N environments behind one `gymnasium.vector.VectorEnv`.
@@ -61,6 +68,8 @@ def make_vec(
     _check_at_least("seed", seed, 0)
     _check_at_least("goal_seed", goal_seed, 0)
     _check_at_least("envs_per_task", envs_per_task, 1)
+    if num_threads is not None:
+        _check_at_least("num_threads", num_threads, 1)
     options = VectorOptions(
         seed=seed,
         envs_per_task=envs_per_task,
@@ -70,16 +79,22 @@ def make_vec(
     )
     if chosen.is_toy:
         return ToyVectorEnv(chosen.task_names, options, goal_seed=goal_seed)
-    # Importing the package takes about a second, which toy tasks need not pay.
+    arguments: dict[str, Any] = {
+        "reward_version": reward_version,
+        "goal_seed": goal_seed,
+        "one_goal_stream": chosen.is_named,
+    }
+    # Importing either takes a second or more, which toy tasks need not pay.
+    if engine == "fast":
+        from .engine import EngineMismatchError, EngineVectorEnv
+
+        try:
+            return EngineVectorEnv(chosen.task_names, options, num_threads=num_threads, **arguments)
+        except EngineMismatchError as error:
+            _logger.warning("the fast engine differs here in %s: using the official one", error)
     from .metaworld import OfficialVectorEnv
 
-    return OfficialVectorEnv(
-        chosen.task_names,
-        options,
-        reward_version=reward_version,
-        goal_seed=goal_seed,
-        one_goal_stream=chosen.is_named,
-    )
+    return OfficialVectorEnv(chosen.task_names, options, **arguments)
 
 
 def _episode_steps(chosen: Benchmark, asked: int | None) -> int:

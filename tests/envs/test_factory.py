@@ -10,7 +10,8 @@ from mtrl.errors import UserError
     ("argument", "value", "remedy"),
     [
         ("benchmark", "MT11", "MT10"),
-        ("engine", "fast", "official"),
+        ("engine", "quick", "fast or official"),
+        ("num_threads", 0, "1 or more"),
         ("reward_version", "v3", "v1 or v2"),
         ("goals", "fixed", "random or sequential"),
         ("envs_per_task", 0, "1 or more"),

@@ -1,0 +1,5 @@
+"""The fast exact engine: Meta-World stepped by compiled kernels, bit for bit as officially."""
+
+from .vector import EngineMismatchError, EngineVectorEnv
+
+__all__ = ["EngineMismatchError", "EngineVectorEnv"]

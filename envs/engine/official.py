@@ -1,0 +1,104 @@
+"""Official Python rewards and observations on the engine's physics.
+
+For reward functions without kernels: exact by construction, and about as slow as the official
+environments, since it is their own code that runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from numpy.typing import NDArray
+
+from .scene import MEASURES
+from .simulation import Simulation
+from .template import LiveView, Snapshot, Template, numeric_attributes
+
+
+class OfficialRewards:
+    """Evaluates rows with `evaluate_state`, each by a copy of its task's official environment."""
+
+    def __init__(self, simulation: Simulation, templates: list[Template], rows: list[int]) -> None:
+        """Make the copies, which share everything but numbers and simulation.
+
+        Args:
+            simulation: Steps the rows.
+            templates: K, of all tasks.
+            rows: The rows to evaluate here.
+        """
+        self._simulation = simulation
+        envs_per_task = len(simulation.data) // len(templates)
+        self._envs = {
+            row: _share(templates[row // envs_per_task].env, simulation, row) for row in rows
+        }
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._envs
+
+    def restore(self, row: int, snapshot: Snapshot) -> None:
+        """Give a row's environment the numbers that the official reset left."""
+        data = self._simulation.data[row]
+        for name, value in snapshot.attributes.items():
+            if isinstance(value, LiveView):
+                value = value.of(data)
+            elif isinstance(value, np.ndarray):
+                value = value.copy()
+            setattr(self._envs[row], name, value)
+
+    def evaluate(self, only: range | None = None) -> None:
+        """Enter observations, rewards and measures of the step taken in the simulation's buffers.
+
+        Args:
+            only: Rows to evaluate; all of them by default. Diverged ones are left out.
+        """
+        for row, env in self._envs.items():
+            if (only is None or row in only) and not self._simulation.diverged[row]:
+                self._evaluate_row(row, env)
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Return the environments' numbers as arrays, by `attributes/ROW/NAME`."""
+        return {
+            f"attributes/{row}/{name}": np.asarray(value)
+            for row, env in self._envs.items()
+            for name, value in numeric_attributes(env).items()
+            if value is not None and not isinstance(value, LiveView)
+        }
+
+    def set_state(self, state: dict[str, NDArray[Any]]) -> None:
+        """Restore what `get_state` returned, after every row's own `restore`.
+
+        Raises:
+            ValueError: for a row that is not evaluated here.
+        """
+        for key, value in state.items():
+            _, row, name = key.split("/", 2)
+            if int(row) not in self._envs:
+                raise ValueError(f"`state` holds {key!r}, but that row runs no official reward")
+            env = self._envs[int(row)]
+            # A NumPy scalar stays one: beside float32 it counts differently from Python's.
+            numpy_scalar = isinstance(getattr(env, name, None), np.generic)
+            scalar = value[()] if numpy_scalar or value.shape else value.item()
+            setattr(env, name, scalar.copy() if value.shape else scalar)
+
+    def _evaluate_row(self, row: int, env: SawyerXYZEnv) -> None:
+        simulation = self._simulation
+        simulation.model_of(row)  # several rewards look up positions in the model
+        env.curr_path_length += 1
+        space = env.sawyer_observation_space
+        observation = np.clip(env._get_obs(), a_max=space.high, a_min=space.low, dtype=np.float64)
+        reward, info = env.evaluate_state(observation, simulation.actions[row])
+        simulation.observations[row] = observation
+        simulation.measures["reward"][row] = reward
+        for name in MEASURES:
+            simulation.measures[name][row] = info[name]
+
+
+def _share(env: SawyerXYZEnv, simulation: Simulation, row: int) -> SawyerXYZEnv:
+    """Copy an environment around the row's simulation, without loading its model again."""
+    shared = object.__new__(type(env))
+    vars(shared).update(vars(env))
+    shared.model = simulation.model_of(row)
+    shared.data = simulation.data[row]
+    return shared

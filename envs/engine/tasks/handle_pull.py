@@ -1,0 +1,56 @@
+"""handle-pull-v3: pull the handle up."""
+
+from typing import Any
+
+from ..caging import gripper_caging_reward
+from ..exact import distance, plus
+from ..scene import ObservedObject, Task, position
+from ..shaping import hamacher_product, tolerance
+
+_TARGET_RADIUS = 0.05
+
+
+def evaluate(s: Any, out: Any) -> None:
+    """Mirror `SawyerHandlePullEnvV3`."""
+    obj = s.obs[4:7]
+    tcp_opened = s.obs[3]
+    obj_to_target = abs(s.target_pos[2] - obj[2])
+    in_place = tolerance(
+        obj_to_target, bounds=(0.0, _TARGET_RADIUS), margin=abs(s.target_pos[2] - s.obj_init_pos[2])
+    )
+
+    object_grasped, single = gripper_caging_reward(
+        s,
+        obj,
+        s.obj_init_pos,
+        pad_success_thresh=0.05,
+        obj_radius=0.022,
+        object_reach_radius=0.01,
+        xz_thresh=0.01,
+        high_density=True,
+    )
+    reward = hamacher_product(object_grasped, in_place, single)
+    tcp_to_obj = distance(obj, s.tcp)
+    if tcp_to_obj < 0.035 and tcp_opened > 0 and obj[1] - 0.01 > s.obj_init_pos[2]:
+        reward = plus(reward, 1.0 + 5.0 * in_place, single)
+    if obj_to_target < _TARGET_RADIUS:
+        reward = 10.0
+
+    out.reward = reward
+    out.success = obj_to_target <= _TARGET_RADIUS
+    out.near_object = tcp_to_obj <= 0.05
+    out.grasp_success = tcp_opened > 0 and obj[2] - 0.03 > s.obj_init_pos[2]
+    out.grasp_reward = object_grasped
+    out.in_place_reward = in_place
+    out.obj_to_target = obj_to_target
+
+
+TASK = Task(
+    evaluate=evaluate,
+    objects=(ObservedObject(position("site", "handleRight"), (0.0, 0.0, 0.0, 0.0)),),
+    constants=(
+        "_target_pos",
+        "obj_init_pos",
+        "init_tcp",
+    ),
+)

@@ -1,0 +1,316 @@
+"""Meta-World as fast as its physics, with the official numbers."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from ..metaworld import _common_space, _make_env, draw_goals
+from ..vector import MultiTaskVectorEnv, Outcome, VectorOptions
+from .check import first_difference
+from .official import OfficialRewards
+from .scene import MEASURES
+from .simulation import Simulation
+from .tasks import find_task
+from .template import Template
+from .workers import Workers
+
+_logger = logging.getLogger("mtrl")
+
+
+class EngineMismatchError(RuntimeError):
+    """The engine does not reproduce the official environments on this machine."""
+
+
+class EngineVectorEnv(MultiTaskVectorEnv):
+    """The official environments' trajectories, bit for bit, from compiled kernels.
+
+    A step can be split: `send(actions)` starts it on the engine's threads and returns at once,
+    `recv()` waits for it and returns what `step` returns. The number of threads does not change
+    any result.
+
+    `infos` holds what `OfficialVectorEnv` gives and `diverged`: where it is True, MuJoCo gave up
+    on the simulation. The episode is truncated there with the last sound observation, reward and
+    measures 0: nothing of it happened, so such a step is better left out of a replay.
+
+    Attributes:
+        num_diverged: Steps lost to diverged simulations so far.
+        python_tasks: Names of the tasks whose rewards run as official Python code.
+    """
+
+    def __init__(
+        self,
+        task_names: tuple[str, ...],
+        options: VectorOptions,
+        *,
+        reward_version: str,
+        goal_seed: int,
+        one_goal_stream: bool,
+        num_threads: int | None = None,
+    ) -> None:
+        """Load K models, compile or load the kernels and compare a few steps per task.
+
+        Args:
+            task_names: Names of V3 tasks.
+            options: The caller's choices.
+            reward_version: `v1` or `v2`; `v1` has no kernels and runs the official Python code.
+            goal_seed: Seed of the 50 goals of every task.
+            one_goal_stream: Whether the goals of all tasks come from one stream, as a named
+                benchmark's do, or from one stream per task.
+            num_threads: Threads that simulate; as many as there are cores by default.
+
+        Raises:
+            EngineMismatchError: if the comparison fails; `engine="official"` still works then.
+        """
+        envs = [_make_env(name, reward_version) for name in task_names]
+        goals = draw_goals(envs, goal_seed, one_stream=one_goal_stream)
+        super().__init__(
+            task_names,
+            options,
+            observation_space=_common_space(envs),
+            action_space=Box(-1.0, 1.0, (4,), np.float32),
+        )
+        self._templates = [Template(*pair) for pair in zip(envs, goals, strict=True)]
+        kernels = [find_task(name) if reward_version == "v2" else None for name in task_names]
+        threads = num_threads or available_cores()
+        self._simulation = Simulation(self._templates, kernels, self.envs_per_task, threads)
+        compiled = {index for index, task in enumerate(kernels) if task is not None}
+        self._python_rewards = self._compare_with_official(compiled)
+        self._stable = np.zeros_like(self._simulation.observations)
+        self._jobs = self._simulation.jobs()
+        self._in_flight = False
+        self.num_diverged = 0
+        self._workers = Workers(threads)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Start a new episode everywhere; see `MultiTaskVectorEnv.reset`.
+
+        Raises:
+            RuntimeError: between `send` and `recv`.
+        """
+        self._refuse_in_flight("reset")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Do `send` and `recv`; see `MultiTaskVectorEnv.step`."""
+        self.send(actions)
+        return self.recv()
+
+    def send(self, actions: NDArray[Any]) -> None:
+        """Start a step and return while it runs.
+
+        Args:
+            actions: (K*N, A), finite.
+
+        Raises:
+            RuntimeError: if the step before was not received.
+            ValueError: for actions of a wrong shape or not finite, before anything has moved.
+            ResetNeeded: as `step` does.
+        """
+        self._refuse_in_flight("send")
+        if self._needs_reset:
+            raise ResetNeeded("call reset() before step()")
+        self._simulation.actions[:] = self._checked(actions)
+        self._stable[:] = self._simulation.observations
+        self._in_flight = True
+        self._workers.start(self._jobs)
+
+    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Wait for the step that `send` started; returns what `step` returns.
+
+        Raises:
+            RuntimeError: if nothing was sent.
+        """
+        if not self._in_flight:
+            raise RuntimeError("call send(actions) before recv()")
+        return super().step(self._simulation.actions)
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Return all that decides the steps to come, physics within an episode included.
+
+        `set_state` continues from it bit for bit, in another process too.
+
+        Raises:
+            RuntimeError: between `send` and `recv`.
+        """
+        self._refuse_in_flight("get_state")
+        physics = [self._simulation.physics(row) for row in range(self.num_envs)]
+        widest = max(state.size for state in physics)
+        return {
+            **super().get_state(),
+            **self._python_rewards.get_state(),
+            "needs_reset": np.array(self._needs_reset),
+            "goal_indices": self._goal_indices.copy(),
+            "goals": self._goals_played(),
+            "elapsed": self._elapsed.copy(),
+            "episodes": self._schedule._episodes.copy(),
+            "num_diverged": np.array(self.num_diverged),
+            "physics": np.array([np.pad(state, (0, widest - state.size)) for state in physics]),
+            "scenes": self._simulation.get_scenes(),
+            "frames": self._simulation.frames.copy(),
+            "observations": self._simulation.observations.copy(),
+        }
+
+    def set_state(self, state: dict[str, NDArray[Any]]) -> None:
+        """Restore what `get_state` returned; the next call may be `step`.
+
+        Raises:
+            RuntimeError: between `send` and `recv`.
+            ValueError: if the state is not one of these tasks, goals and numbers of environments.
+        """
+        self._refuse_in_flight("set_state")
+        self._refuse_foreign(state)
+        super().set_state({"generators": state["generators"]})
+        self._needs_reset = bool(state["needs_reset"])
+        self._goal_indices[:] = state["goal_indices"]
+        self._elapsed[:] = state["elapsed"]
+        self._schedule._episodes[:] = state["episodes"]
+        self.num_diverged = int(state["num_diverged"])
+        for row in range(self.num_envs):
+            self._restore(row, int(self._goal_indices[row]))
+            size = self._simulation.physics(row).size
+            self._simulation.set_physics(row, state["physics"][row, :size])
+        self._simulation.set_scenes(state["scenes"])
+        self._simulation.frames[:] = state["frames"]
+        self._simulation.observations[:] = state["observations"]
+        self._python_rewards.set_state(
+            {key: value for key, value in state.items() if key.startswith("attributes/")}
+        )
+
+    def close_extras(self) -> None:
+        """Let a step in flight end and stop the threads."""
+        workers = getattr(self, "_workers", None)  # absent where construction failed
+        if workers is not None:
+            workers.close()
+        for template in getattr(self, "_templates", []):
+            template.env.close()
+
+    def _reset_envs(
+        self, indices: NDArray[np.int64], goal_indices: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        for row, goal in zip(indices.tolist(), goal_indices.tolist(), strict=True):
+            self._restore(row, goal)
+        return self._simulation.observations[indices]
+
+    def _step_envs(self, actions: NDArray[Any]) -> Outcome:  # noqa: ARG002 - sent already
+        self._in_flight = False
+        self._workers.wait()
+        self._python_rewards.evaluate()
+        simulation = self._simulation
+        if simulation.diverged.any():
+            self._end_diverged(np.flatnonzero(simulation.diverged))
+        rewards = simulation.measures["reward"]
+        infos: dict[str, NDArray[Any]] = {name: simulation.measures[name] for name in MEASURES}
+        infos["success"] = infos["success"] > 0
+        infos["unscaled_reward"] = rewards
+        infos["diverged"] = simulation.diverged
+        return Outcome(simulation.observations, rewards, infos)
+
+    def _end_diverged(self, rows: NDArray[np.intp]) -> None:
+        self._simulation.observations[rows] = self._stable[rows]
+        self._simulation.measures[rows] = 0
+        self._elapsed[rows] = self.max_episode_steps - 1  # so that this step is the last
+        self.num_diverged += rows.size
+        names = sorted({self.task_names[row // self.envs_per_task] for row in rows})
+        _logger.warning(
+            "the simulation of %s diverged and was reset (%d times in all)",
+            ", ".join(names),
+            self.num_diverged,
+        )
+
+    def _restore(self, row: int, goal: int) -> None:
+        snapshot = self._templates[row // self.envs_per_task].snapshot(goal)
+        self._simulation.restore(row, snapshot)
+        if row in self._python_rewards:
+            self._python_rewards.restore(row, snapshot)
+
+    def _goals_played(self) -> NDArray[np.float64]:
+        """Coordinates (K*N, G) of the goals being played, padded with zeros."""
+        goals = [
+            self._templates[row // self.envs_per_task].goals[goal]
+            for row, goal in enumerate(self._goal_indices)
+        ]
+        widest = max(goal.size for goal in goals)
+        return np.array([np.pad(goal, (0, widest - goal.size)) for goal in goals])
+
+    def _refuse_in_flight(self, call: str) -> None:
+        if self._in_flight:
+            raise RuntimeError(f"call recv() before {call}(): a step is in flight")
+
+    def _refuse_foreign(self, state: dict[str, NDArray[Any]]) -> None:
+        expected, found = _shapes(self.get_state()), _shapes(state)
+        if found != expected:
+            differing = sorted(
+                key for key in {*found, *expected} if found.get(key) != expected.get(key)
+            )
+            raise ValueError(f"`state` is not one of these environments: {differing} differ")
+        goal_indices = state["goal_indices"]
+        goals = [
+            self._templates[row // self.envs_per_task].goals[goal]
+            for row, goal in enumerate(goal_indices)
+        ]
+        for goal, recorded in zip(goals, state["goals"], strict=True):
+            if not np.array_equal(goal, recorded[: goal.size]):
+                raise ValueError("`state` was saved with other goals: check `goal_seed`")
+
+    def _compare_with_official(self, compiled: set[int]) -> OfficialRewards:
+        """Decide which tasks run their official Python rewards, and set those up."""
+        simulation, templates = self._simulation, self._templates
+        for index in sorted(compiled):
+            row = index * self.envs_per_task
+            difference = first_difference(simulation, templates[index], row)
+            if difference is not None:
+                _logger.warning(
+                    "this machine rounds differently: %s of %s is not the official one, so the "
+                    "official Python reward is used",
+                    difference,
+                    self.task_names[index],
+                )
+                simulation.use_python_reward(index)
+                compiled.remove(index)
+        python = [index for index in range(self.num_tasks) if index not in compiled]
+        self.python_tasks = tuple(self.task_names[index] for index in python)
+        rows = [
+            index * self.envs_per_task + n for index in python for n in range(self.envs_per_task)
+        ]
+        rewards = OfficialRewards(simulation, templates, rows)
+        for index in python:
+            row = index * self.envs_per_task
+            difference = first_difference(simulation, templates[index], row, rewards)
+            if difference is not None:
+                raise EngineMismatchError(f"{difference} of {self.task_names[index]}")
+        if python:
+            _say_once(
+                "no compiled rewards for "
+                + ", ".join(self.python_tasks)
+                + ": the official Python code runs on the engine's physics, which is slower"
+            )
+        return rewards
+
+
+def _shapes(state: dict[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Map key to shape, but for attributes: which there are depends on what was played."""
+    return {
+        key: np.shape(value) for key, value in state.items() if not key.startswith("attributes/")
+    }
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    _logger.warning(message)

@@ -1,0 +1,80 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+CONTINUE = """
+import sys
+import numpy as np
+from envs.engine import EngineVectorEnv
+from envs.vector import VectorOptions
+
+path, version, *tasks = sys.argv[1:]
+options = VectorOptions(
+    seed=9, envs_per_task=2, max_episode_steps=60, goals="random", one_hot=True
+)
+env = EngineVectorEnv(
+    tuple(tasks), options, reward_version=version, goal_seed=42, one_goal_stream=False
+)
+saved = np.load(path)
+actions = saved["actions"]
+env.set_state({key: saved[key] for key in saved.files if key != "actions"})
+trajectory = [np.concatenate([r[0].ravel(), r[1], r[3]]) for r in map(env.step, actions)]
+np.save(path + ".npy", np.array(trajectory))
+env.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "tasks"),
+    [("v2", ("push-v3", "drawer-open-v3", "window-close-v3")), ("v1", ("pick-place-v3",))],
+)
+def test_continues_bit_for_bit_in_a_fresh_process(make_env, act, tmp_path, version, tasks):
+    env = make_env(tasks, envs_per_task=2, steps=60, version=version)
+    generator = np.random.default_rng(0)
+    env.reset()
+    for _ in range(85):  # into the second episode
+        env.step(act(env, generator))
+    state = env.get_state()
+    actions = np.array([act(env, generator) for _ in range(100)])
+    path = tmp_path / "state.npz"
+    np.savez(path, actions=actions, **state)
+
+    expected = [np.concatenate([r[0].ravel(), r[1], r[3]]) for r in map(env.step, actions)]
+    subprocess.run([sys.executable, "-c", CONTINUE, path, version, *tasks], check=True)
+    found = np.load(f"{path}.npy")
+    assert found.tobytes() == np.array(expected).tobytes()
+
+
+def test_a_state_can_be_returned_to_again_and_again(make_env, act):
+    env = make_env(steps=30, goals="sequential", envs_per_task=2)
+    env.reset()
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        env.step(act(env, generator))
+    state = env.get_state()
+    assert all(isinstance(value, np.ndarray) for value in state.values())
+    actions = [act(env, generator) for _ in range(50)]
+    first = [env.step(action) for action in actions]
+    env.set_state(state)
+    second = [env.step(action) for action in actions]
+    for here, there in zip(first, second, strict=True):
+        for ours, theirs in zip(here[:4], there[:4], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(here[4]["goal_index"], there[4]["goal_index"])
+
+
+def test_foreign_states_are_refused_unharmed(make_env, act):
+    env = make_env()
+    env.reset()
+    state = env.get_state()
+    with pytest.raises(ValueError, match="elapsed"):
+        env.set_state({key: value for key, value in state.items() if key != "elapsed"})
+    with pytest.raises(ValueError, match="goal_seed"):
+        env.set_state({**state, "goals": state["goals"] + 0.01})
+    other = make_env(envs_per_task=2)
+    other.reset()
+    with pytest.raises(ValueError, match="physics"):
+        other.set_state(state)
+    env.step(act(env, np.random.default_rng(0)))

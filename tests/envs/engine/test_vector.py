@@ -1,0 +1,136 @@
+import gc
+import threading
+import time
+
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+
+from envs.engine import EngineVectorEnv
+from envs.engine.vector import available_cores
+from envs.vector import VectorOptions
+
+
+def engine_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("mtrl-engine")]
+
+
+def test_send_and_recv_are_a_step(make_env, act):
+    whole, split = make_env(), make_env()
+    whole.reset()
+    split.reset()
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        actions = act(whole, generator)
+        split.send(actions)
+        actions_before = actions.copy()
+        actions[:] = np.nan  # the caller may reuse its array at once
+        here, there = split.recv(), whole.step(actions_before)
+        np.testing.assert_array_equal(here[0], there[0])
+        np.testing.assert_array_equal(here[1], there[1])
+
+
+def test_calls_out_of_order_are_refused(make_env, act):
+    env = make_env("reach-v3")
+    actions = act(env, np.random.default_rng(0))
+    with pytest.raises(ResetNeeded):
+        env.step(actions)
+    env.reset()
+    with pytest.raises(RuntimeError, match="send"):
+        env.recv()
+    env.send(actions)
+    for call in (lambda: env.send(actions), env.reset, env.get_state):
+        with pytest.raises(RuntimeError, match="recv"):
+            call()
+    env.recv()
+    env.step(actions)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_actions_that_are_not_finite_are_refused_before_anything_moves(make_env, act, value):
+    env = make_env(envs_per_task=2)
+    env.reset()
+    before = env.get_state()
+    actions = act(env, np.random.default_rng(0)).astype(np.float64)
+    actions[3, 1] = value
+    with pytest.raises(ValueError, match=r"environment 3 \(pick-place-v3\)"):
+        env.step(actions)
+    with pytest.raises(ValueError, match="shape"):
+        env.step(actions[:2])
+    np.testing.assert_array_equal(env.get_state()["physics"], before["physics"])
+    env.step(np.zeros_like(actions))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_diverged_simulation_ends_its_episode(
+    make_env, act, tmp_path, monkeypatch, caplog, version
+):
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves its log file where it runs
+    env, twin = (make_env(("reach-v3", "push-v3"), version=version) for _ in range(2))
+    first, _ = env.reset(options={"goal_indices": np.array([1, 2])})
+    twin.reset(options={"goal_indices": np.array([1, 2])})
+    generator = np.random.default_rng(0)
+    env._simulation.data[1].qvel[:] = 1e12
+    actions = act(env, generator)
+    observations, rewards, terminated, truncated, infos = env.step(actions)
+    expected = twin.step(actions)
+
+    assert truncated.tolist() == infos["diverged"].tolist() == [False, True]
+    assert not terminated.any()
+    assert rewards[1] == 0
+    np.testing.assert_array_equal(infos["final_obs"][1], first[1])
+    assert all(np.isfinite(values).all() for values in (observations, *infos.values()))
+    assert env.num_diverged == 1
+    assert "push-v3 diverged" in caplog.text
+    # The neighbour has not noticed, and the next episode is sound.
+    np.testing.assert_array_equal(observations[0], expected[0][0])
+    for _ in range(3):
+        _, _, _, truncated, infos = env.step(act(env, generator))
+        assert not truncated.any()
+        assert not infos["diverged"].any()
+
+
+def test_close_stops_every_thread_at_once(make_env, act):
+    before = len(engine_threads())
+    idle, reset, busy = (make_env("reach-v3", num_threads=3) for _ in range(3))
+    assert len(engine_threads()) == before + 9
+    reset.reset()
+    busy.reset()
+    busy.send(act(busy, np.random.default_rng(0)))
+    begun = time.perf_counter()
+    for env in (idle, reset, busy, busy):
+        env.close()
+    assert time.perf_counter() - begun < 1
+    assert len(engine_threads()) == before
+
+
+def test_threads_default_to_the_cores(make_env):
+    before = len(engine_threads())
+    make_env("reach-v3")
+    assert len(engine_threads()) == before + available_cores()
+
+
+def test_a_dropped_environment_stops_its_threads():
+    before = len(engine_threads())
+    options = VectorOptions(
+        seed=0, envs_per_task=1, max_episode_steps=500, goals="random", one_hot=True
+    )
+    env = EngineVectorEnv(
+        ("reach-v3",), options, reward_version="v2", goal_seed=42, one_goal_stream=False
+    )
+    env.reset()
+    threads = engine_threads()
+    del env
+    gc.collect()
+    for thread in threads:
+        thread.join(timeout=5)
+    assert len(engine_threads()) == before
+
+
+def test_python_rewards_are_announced(make_env, caplog):
+    make_env("reach-v3", version="v1")
+    make_env("sweep-v3", version="v1")
+    assert caplog.text.count("no compiled rewards") <= 2
+    caplog.clear()
+    make_env("reach-v3", version="v1")
+    assert not caplog.text
