@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from mtrl.errors import UserError
 from mtrl.optimizer import MultiTaskOptimizer
+from mtrl.seeding import make_generator
 from mtrl.types import Batch, State
 from mtrl.weighting import make_weighting
 
@@ -163,8 +164,9 @@ class SAC:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = config
-        self._generator = torch.Generator(device).manual_seed(seed)
-        options: dict[str, Any] = {"generator": self._generator, "dtype": dtype}
+        self._noise_generator = make_generator(seed, "action noise", device)
+        networks = make_generator(seed, "networks", device)
+        options: dict[str, Any] = {"generator": networks, "dtype": dtype}
         self.actor = Actor(observation_size, action_size, num_tasks, config, **options)
         inputs = observation_size + action_size + num_tasks
         self.critics = Critics(inputs, config, **options)
@@ -182,14 +184,14 @@ class SAC:
         self.critic_optimizer = self._optimizer(
             self.critics,
             config.critic_weighting,
-            num_tasks,
+            generator=make_generator(seed, "critic weighting", device),
             alpha=config.gradnorm_alpha,
             learning_rate=config.critic_learning_rate,
         )
         self.actor_optimizer = self._optimizer(
             self.actor,
             config.actor_weighting,
-            num_tasks,
+            generator=make_generator(seed, "actor weighting", device),
             alpha=config.gradnorm_actor_alpha,
             learning_rate=config.actor_learning_rate,
         )
@@ -198,8 +200,8 @@ class SAC:
         self,
         module: Actor | Critics,
         weighting: str,
-        num_tasks: int,
         *,
+        generator: torch.Generator,
         alpha: float,
         learning_rate: float,
     ) -> MultiTaskOptimizer:
@@ -207,12 +209,12 @@ class SAC:
             module,
             make_weighting(
                 weighting,
-                num_tasks,
-                generator=self._generator,
+                len(self.log_temperatures),
+                generator=generator,
                 alpha=alpha,
                 learning_rate=self.config.gradnorm_learning_rate,
             ),
-            num_tasks=num_tasks,
+            num_tasks=len(self.log_temperatures),
             learning_rate=learning_rate,
             max_norm=self.config.max_gradient_norm,
         )
@@ -320,7 +322,7 @@ class SAC:
         )
 
     def _noise(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self._generator, device=like.device)
+        return torch.randn(like.shape, generator=self._noise_generator, device=like.device)
 
     def state_dict(self) -> State:
         """Return networks, optimizers, temperatures and the generator."""
@@ -332,7 +334,7 @@ class SAC:
             "temperature_adam": dict(self._temperature_adam.state[self.log_temperatures]),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "actor_optimizer": self.actor_optimizer.state_dict(),
-            "generator": self._generator.get_state(),
+            "noise_generator": self._noise_generator.get_state(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -348,7 +350,7 @@ class SAC:
         }
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self._generator.set_state(state["generator"])
+        self._noise_generator.set_state(state["noise_generator"])
 
 
 def _name_gradient_metrics(network: str, metrics: dict[str, Tensor]) -> dict[str, Tensor]:

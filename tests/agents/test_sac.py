@@ -124,7 +124,7 @@ def test_uniform_updates_are_those_of_plain_torch_on_the_mean_loss(
     generator = torch.Generator()
     for step in range(8):
         batch = make_batch(step)
-        generator.set_state(agent.state_dict()["generator"])
+        generator.set_state(agent.state_dict()["noise_generator"])
         noises = [torch.randn(K, B, A, generator=generator).double() for _ in range(2)]
         agent.update(batch)
         plain.update(batch, *noises)
@@ -344,3 +344,13 @@ def test_options_that_cannot_work_are_named(option, value):
     flag = option.replace("_", "-")
     with pytest.raises(UserError, match=f"`--{flag}` must be .*, found {value}"):
         SACConfig(**{option: value})
+
+
+def test_the_weighting_does_not_change_the_action_noise(make_agent, make_batch):
+    """Runs that differ in their weighting only are to be comparable seed by seed."""
+    noises = []
+    for name in ("uniform", "gradnorm+pcgrad"):
+        agent = make_agent(critic_weighting=name, actor_weighting=name)
+        agent.update(make_batch(0, torch.float32))
+        noises.append(agent.state_dict()["noise_generator"])
+    assert torch.equal(*noises)

@@ -156,9 +156,9 @@ def test_termination_cuts_the_future_off_and_nothing_else_does(make_agent, make_
 def test_deterministic_actions_are_the_policys_mode_and_draw_nothing(make_agent):
     agent = make_agent(double=True)
     observations = torch.randn(K, 4, O, generator=torch.Generator().manual_seed(0)).double()
-    before = agent.state_dict()["generator"].clone()
+    before = agent.state_dict()["noise_generator"].clone()
     actions = agent.act(observations, deterministic=True)
-    assert torch.equal(agent.state_dict()["generator"], before)
+    assert torch.equal(agent.state_dict()["noise_generator"], before)
     assert not actions.requires_grad
     for k in range(K):
         for n in range(4):
