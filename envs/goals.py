@@ -30,7 +30,7 @@ class GoalSchedule:
         self._order = order
         self._num_tasks = num_tasks
         self._envs_per_task = envs_per_task
-        self._episodes = np.zeros(num_tasks * envs_per_task, np.int64)
+        self.episodes = np.zeros(num_tasks * envs_per_task, np.int64)
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
@@ -43,15 +43,15 @@ class GoalSchedule:
 
     def restart(self) -> None:
         """Put sequential goals back to their first one; random goals draw on."""
-        self._episodes[:] = 0
+        self.episodes[:] = 0
 
     def draw(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Draw the next goal index of the environments `indices` (M,): (M,) in [0, 50)."""
         if self._order == "random":
             drawn = [self._generators[index].integers(NUM_GOALS) for index in indices]
             return np.array(drawn, np.int64)
-        steps = self._episodes[indices] * self._envs_per_task
-        self._episodes[indices] += 1
+        steps = self.episodes[indices] * self._envs_per_task
+        self.episodes[indices] += 1
         return (indices % self._envs_per_task + steps) % NUM_GOALS
 
     def get_state(self) -> NDArray[np.uint64]:

@@ -55,7 +55,7 @@ class OfficialVectorEnv(MultiTaskVectorEnv):
                 benchmark's do, or from one stream per task.
         """
         self._envs = [
-            _make_env(name, reward_version)
+            make_official_env(name, reward_version)
             for name in task_names
             for _ in range(options.envs_per_task)
         ]
@@ -64,7 +64,7 @@ class OfficialVectorEnv(MultiTaskVectorEnv):
         super().__init__(
             task_names,
             options,
-            observation_space=_common_space(first_of_each_task),
+            observation_space=common_observation_space(first_of_each_task),
             action_space=Box(-1.0, 1.0, (4,), np.float32),
         )
         self._observations = np.empty((self.num_envs, OBSERVATION_SIZE))
@@ -144,7 +144,8 @@ def _draw_task_goals(env: SawyerXYZEnv, generator: np.random.RandomState) -> NDA
     return np.array(goals)
 
 
-def _make_env(name: str, reward_version: str) -> SawyerXYZEnv:
+def make_official_env(name: str, reward_version: str) -> SawyerXYZEnv:
+    """Make one of the package's environments, its goal observed and still to be given."""
     env = ALL_V3_ENVIRONMENTS[name](reward_function_version=reward_version)
     # The state that `set_task` leaves: the goal is observed, and given rather than drawn.
     env._set_task_called = True
@@ -154,7 +155,7 @@ def _make_env(name: str, reward_version: str) -> SawyerXYZEnv:
     return env
 
 
-def _common_space(envs: list[SawyerXYZEnv]) -> Box:
+def common_observation_space(envs: list[SawyerXYZEnv]) -> Box:
     """Return the smallest box around the tasks' official observation spaces.
 
     The package clips what a step returns to the task's space, but not what a reset returns. That

@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from ..metaworld import _common_space, _make_env, draw_goals
+from ..metaworld import common_observation_space, draw_goals, make_official_env
 from ..vector import MultiTaskVectorEnv, Outcome, VectorOptions
 from .check import first_difference
 from .official import OfficialRewards
@@ -69,12 +69,12 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         Raises:
             EngineMismatchError: if the comparison fails; `engine="official"` still works then.
         """
-        envs = [_make_env(name, reward_version) for name in task_names]
+        envs = [make_official_env(name, reward_version) for name in task_names]
         goals = draw_goals(envs, goal_seed, one_stream=one_goal_stream)
         super().__init__(
             task_names,
             options,
-            observation_space=_common_space(envs),
+            observation_space=common_observation_space(envs),
             action_space=Box(-1.0, 1.0, (4,), np.float32),
         )
         self._templates = [Template(*pair) for pair in zip(envs, goals, strict=True)]
@@ -152,7 +152,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
             "goal_indices": self._goal_indices.copy(),
             "goals": self._goals_played(),
             "elapsed": self._elapsed.copy(),
-            "episodes": self._schedule._episodes.copy(),
+            "episodes": self._schedule.episodes.copy(),
             "num_diverged": np.array(self.num_diverged),
             "physics": np.array([np.pad(state, (0, widest - state.size)) for state in physics]),
             "scenes": self._simulation.get_scenes(),
@@ -173,7 +173,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         self._needs_reset = bool(state["needs_reset"])
         self._goal_indices[:] = state["goal_indices"]
         self._elapsed[:] = state["elapsed"]
-        self._schedule._episodes[:] = state["episodes"]
+        self._schedule.episodes[:] = state["episodes"]
         self.num_diverged = int(state["num_diverged"])
         for row in range(self.num_envs):
             self._restore(row, int(self._goal_indices[row]))

@@ -103,11 +103,11 @@ from envs.engine.check import first_difference
 from envs.engine.simulation import Simulation
 from envs.engine.tasks import find_task
 from envs.engine.template import Template
-from envs.metaworld import _make_env, draw_goals
+from envs.metaworld import make_official_env, draw_goals
 
 assert not native.COMPILED
 for name in ("pick-place-v3", "drawer-close-v3", "peg-insert-side-v3", "door-open-v3"):
-    env = _make_env(name, "v2")
+    env = make_official_env(name, "v2")
     template = Template(env, draw_goals([env], 42, one_stream=False)[0])
     simulation = Simulation([template], [find_task(name)], envs_per_task=1, num_threads=1)
     assert first_difference(simulation, template, 0) is None, name
