@@ -36,7 +36,7 @@ COMMON = (
 STUDIES = {
     "reach": (
         0.9,
-        "--benchmark reach-v3 --total-steps 240000 --warmup-steps 8000 --eval-every 20000 "
+        "--benchmark reach-v3 --total-steps 100000 --warmup-steps 8000 --eval-every 20000 "
         "--log-every 10000 --batch-size 128",
     ),
     "three": (

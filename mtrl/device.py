@@ -37,9 +37,15 @@ def resolve_precision(name: Literal["auto", "fp32", "bf16"], device: torch.devic
 
 def set_threads(count: int) -> int:
     """Give torch so many CPU threads, or one per core for 0; return how many those are."""
-    threads = count or len(os.sched_getaffinity(0))
+    threads = count or _available_cores()
     torch.set_num_threads(threads)
     return threads
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # a container or a scheduler may have granted only some
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -142,7 +142,8 @@ class ProgressDisplay:
         """Return the line that both forms of the display share."""
         steps_rate, updates_rate = self._rates()
         left = max(self._total - self._env_steps, 0)
-        eta = _clock(left / steps_rate) if steps_rate > 0 else "?"
+        seconds_left = left / steps_rate if steps_rate > 0 else math.inf if left else 0.0
+        eta = "?" if math.isinf(seconds_left) else _clock(seconds_left)
         return (
             f"{self._env_steps:,}/{self._total:,} steps ({self._env_steps / self._total:.1%})  "
             f"{steps_rate:,.0f} steps/s  {updates_rate:,.1f} updates/s  "

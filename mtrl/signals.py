@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
-from typing import Self
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -26,7 +25,7 @@ class StopRequest:
         """Tell whether somebody wants the run to stop."""
         return self.exit_code != 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> StopRequest:
         self._previous = {number: signal.signal(number, self._handle) for number in _STOP_SIGNALS}
         return self
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -33,7 +34,9 @@ class Schedule:
 
     def updates_after(self, env_steps: int, num_tasks: int) -> int:
         """Return how many updates must have happened after so many environment steps."""
-        return math.floor(max(0, env_steps - self.warmup_steps) / num_tasks * self.update_ratio)
+        # As the decimal number it was given as: 100 * 0.29 is 28.999999999999996 in floats.
+        ratio = Fraction(str(self.update_ratio))
+        return math.floor(max(0, env_steps - self.warmup_steps) * ratio / num_tasks)
 
 
 @dataclass
@@ -129,8 +132,10 @@ class Trainer:
         self._learned: Mapping[str, Tensor] = {}
         if progress.evaluation_due:  # the run was stopped inside that evaluation
             self._evaluate()
+            self._save()  # lest a second interruption repeats it
         observations = self._tensor(self.envs.reset()[0])
-        while progress.env_steps < schedule.total_steps and not self.stop():
+        stopping = self.stop()
+        while progress.env_steps < schedule.total_steps and not stopping:
             before = progress.env_steps
             observations = self._act(observations)
             self._learn()
@@ -142,9 +147,9 @@ class Trainer:
                 self._log(episodes | learned | self._clock.rates())
             if self._crossed(schedule.eval_every, before):
                 self._evaluate()
-            if self._crossed(schedule.checkpoint_every, before) or self.stop():
-                self.save(self.state_dict(), progress.env_steps)
-                self._clock.tick(count=False)
+            stopping = self.stop()
+            if self._crossed(schedule.checkpoint_every, before) or stopping:
+                self._save()
         return progress.env_steps >= schedule.total_steps and not progress.evaluation_due
 
     def _act(self, observations: Tensor) -> Tensor:
@@ -186,6 +191,10 @@ class Trainer:
             self.progress.evaluation_due = False
             self.evaluation = evaluation
             self._log(evaluation.metrics())
+
+    def _save(self) -> None:
+        self.save(self.state_dict(), self.progress.env_steps)
+        self._clock.tick(count=False)
 
     def _crossed(self, every: int, before: int) -> bool:
         """Tell whether the step after `before` reached the end or a multiple of `every`."""

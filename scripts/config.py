@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import envs
 from agents import SACConfig
 from mtrl.errors import UserError
 
 MAY_DIFFER_ON_RESUME = frozenset(
-    {"total_steps", "eval_every", "checkpoint_every", "log_every", "wandb", "device", "threads"}
+    {
+        *("total_steps", "eval_every", "checkpoint_every", "log_every", "eval_envs_per_task"),
+        *("wandb", "device", "threads"),
+    }
 )
 """Options that change how long a run goes on and what is told of it, but not what it learns."""
 
@@ -24,9 +28,9 @@ class Config:
 
     benchmark: tuple[str, ...] = ("MT10",)
     """MT10, MT25, MT50, toy, one task's name (reach-v3), or several."""
-    total_steps: int = 1_000_000
+    total_steps: int = 4_000_000
     """When training ends. The published protocol has 2 million per task: 20000000 for MT10."""
-    envs_per_task: int = 4
+    envs_per_task: int = 8
     """Environments of each task, stepped together."""
     seed: int = 1
     """Decides everything that is drawn. Same seed, same machine, same threads: same run."""
@@ -41,21 +45,23 @@ class Config:
     """Networks, losses, weightings."""
     batch_size: int = 64
     """Transitions per task in an update."""
-    update_ratio: float = 0.25
-    """Updates per environment step of a task: 0.25 is one after every fourth step of each task."""
-    warmup_steps: int = 20_000
+    update_ratio: float = 0.125
+    """Updates per environment step of a task: 0.125 is one after every eighth step of each task."""
+    warmup_steps: int = 80_000
     """Steps with random actions and without updates, at the start."""
     replay_capacity: int = 100_000
     """Transitions remembered per task."""
+    engine: Literal["fast", "official"] = "fast"
+    """What simulates Meta-World: the compiled engine, or the official classes it is equal to."""
     reward_version: Literal["v1", "v2"] = "v2"
     """Meta-World's reward functions."""
-    eval_every: int = 250_000
+    eval_every: int = 400_000
     """Steps between evaluations, each of which plays all 50 goals of every task once."""
-    eval_envs_per_task: int = 1
+    eval_envs_per_task: int = 25
     """Environments of each task in an evaluation; must divide 50."""
-    checkpoint_every: int = 100_000
+    checkpoint_every: int = 400_000
     """Steps between checkpoints."""
-    log_every: int = 10_000
+    log_every: int = 40_000
     """Steps between lines of training metrics."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto uses your wandb account if a key is present, and keeps files to sync later if not."""
@@ -63,6 +69,29 @@ class Config:
     """Where the run is stored; by default runs/ and a name made of benchmark, seed and time."""
     resume: bool = False
     """Continue the run in --run-dir."""
+
+    @classmethod
+    def for_benchmark(cls, benchmark: tuple[str, ...], total_steps: int | None = None) -> Config:
+        """Return the defaults for a benchmark, in proportion to its size and to the budget.
+
+        Args:
+            benchmark: As on the command line.
+            total_steps: The budget; by default 400,000 steps per task, or 15,000 of a toy task.
+
+        Raises:
+            UserError: If there is no such benchmark.
+        """
+        names = envs.task_names(benchmark)
+        toy = names[0].startswith("toy-")
+        total_steps = total_steps or len(names) * (15_000 if toy else 400_000)
+        return cls(
+            benchmark=benchmark,
+            total_steps=total_steps,
+            warmup_steps=min(total_steps // 50, 8_000 * len(names)),
+            eval_every=max(1, total_steps // 10),
+            checkpoint_every=max(1, total_steps // 10),
+            log_every=max(1, total_steps // 100),
+        )
 
     def validate(self) -> None:
         """Refuse what cannot work, before anything is built.

@@ -14,12 +14,15 @@ from rich.table import Table
 
 from mtrl.checkpoint import load_latest
 from mtrl.device import resolve_device, set_threads
+from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
+from mtrl.progress import setup_console
 from mtrl.run_directory import RunDirectory
 from mtrl.train import Progress
+from scripts.command_line import exit_with, parse_options
 from scripts.config import Config
-from scripts.training import exit_with, make_agent, make_envs, summarize
+from scripts.training import make_agent, make_envs, summarize
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Options:
 
 def main() -> int:
     """Evaluate as the command line says."""
-    options = tyro.cli(Options)
+    options = parse_options(Options)
+    setup_console()
     run = RunDirectory.open_existing(options.run)
     config = dataclasses.replace(Config.from_json(run.config), device=options.device)
     device = resolve_device(config.device)
@@ -46,13 +50,28 @@ def main() -> int:
         evaluation = evaluate(agent, environments, device=device)
     assert evaluation is not None  # nobody asked it to stop
     progress = Progress(**checkpoint.state["progress"])
-    path = run.path / f"evaluation_{progress.env_steps}.json"
-    write_json_atomic(path, summarize(config, evaluation, progress))
-    show(evaluation, progress, path)
+    show(evaluation, progress)
+    store(run, summarize(config, evaluation, progress))
     return 0
 
 
-def show(evaluation: Evaluation, progress: Progress, path: Path) -> None:
+def store(run: RunDirectory, summary: dict[str, object]) -> None:
+    """Write the results into the run's directory.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    path = run.path / f"evaluation_{summary['env_steps']}.json"
+    try:
+        write_json_atomic(path, summary)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make it writable to store the table."
+        ) from error
+    print(f"stored in {path}")
+
+
+def show(evaluation: Evaluation, progress: Progress) -> None:
     """Print the table."""
     episodes = evaluation.success.shape[1]
     table = Table(title=f"After {progress.env_steps:,} environment steps, {episodes} goals a task")
@@ -66,7 +85,6 @@ def show(evaluation: Evaluation, progress: Progress, path: Path) -> None:
     table.add_section()
     table.add_row("mean", f"{evaluation.success_rate:.3f}", f"{evaluation.returns.mean():.0f}")
     Console().print(table)
-    print(f"stored in {path}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Train one agent on Meta-World's MT10, or whatever --benchmark names."""
 
-from scripts.config import Config
 from scripts.training import main
 
 if __name__ == "__main__":
-    main(Config())
+    main("MT10")

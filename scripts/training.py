@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import torch
-import tyro
 
 import envs
 from agents import SAC
@@ -18,56 +16,58 @@ from mtrl.device import resolve_device, resolve_precision, set_threads
 from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
-from mtrl.logging import JsonlLogger, LoggerGroup
+from mtrl.logging import JsonlLogger, LoggerGroup, read_metrics
 from mtrl.progress import ProgressDisplay, setup_console
 from mtrl.provenance import library_versions, machine
 from mtrl.replay import Replay
-from mtrl.run_directory import RunDirectory
+from mtrl.run_directory import RunDirectory, read_config
+from mtrl.seeding import make_generator
 from mtrl.signals import StopRequest
 from mtrl.train import Progress, Schedule, Trainer
 from mtrl.types import Agent, Environments, State
 from mtrl.wandb_logger import WandbLogger
 
+from .command_line import exit_with, parse_options
 from .config import MAY_DIFFER_ON_RESUME, Config
 
 _messages = logging.getLogger("mtrl")
 
 
-def main(defaults: Config) -> None:
+def main(benchmark: str) -> None:
     """Train as the command line says; exit with 0, 2 for bad input, or 128 plus a signal."""
-    exit_with(lambda: train(parse(defaults)))
+    exit_with(lambda: train(parse(benchmark)))
 
 
-def parse(defaults: Config) -> Config:
-    """Read the options off the command line."""
-    return tyro.cli(Config, default=defaults, config=(tyro.conf.OmitArgPrefixes,))
+def parse(benchmark: str) -> Config:
+    """Read the options off the command line.
 
-
-def exit_with(command: Callable[[], int]) -> None:
-    """Run a command; tell the user in one line what to mend, if that is what is wrong."""
-    setup_console()
-    try:
-        sys.exit(command())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    What is left out follows from the benchmark and the budget asked for, or, if a run is to be
+    continued, from that run. So the options are read twice: once to learn what they follow from.
+    """
+    default = Config.for_benchmark((benchmark,))
+    asked = parse_options(Config, default)
+    if asked.resume and asked.run_dir is not None:
+        default = Config.from_json(read_config(asked.run_dir))
+    else:
+        budget = asked.total_steps if asked.total_steps != default.total_steps else None
+        default = Config.for_benchmark(asked.benchmark, budget)
+    return parse_options(Config, default)
 
 
 def train(config: Config) -> int:
     """Train to the end, or until asked to stop; return the exit code."""
     config.validate()
+    console = setup_console()
     device = resolve_device(config.device)
     task_names = envs.task_names(config.benchmark)
     set_threads(config.threads)
     with ExitStack() as stack:
         run = stack.enter_context(open_run(config))
-        state = latest_state(run) if config.resume else None
+        state = latest_state(run, config) if config.resume else None
         stop = stack.enter_context(StopRequest())
         _messages.info("run directory: %s", run.path)
         training_envs = stack.enter_context(closing(make_envs(config, config.envs_per_task)))
-        display = ProgressDisplay(config.total_steps, task_names)
+        display = ProgressDisplay(config.total_steps, task_names, console=console)
         reached = state["progress"]["env_steps"] if state else 0
         logger = LoggerGroup(
             [
@@ -93,15 +93,20 @@ def train(config: Config) -> int:
             evaluate=evaluator,
             save=lambda state, env_steps: save(run, state, env_steps),
             stop=stop,
-            generator=torch.Generator().manual_seed(config.seed),
+            generator=make_generator(config.seed, "warm-up"),
             device=device,
             on_step=lambda progress: display.advance_to(progress.env_steps, progress.updates),
         )
         if state is not None:
             trainer.load_state_dict(state)
-        if trainer.run() and trainer.evaluation is not None:
-            summary = summarize(config, trainer.evaluation, trainer.progress)
-            write_json_atomic(run.summary_path, summary)
+        if not trainer.run():
+            _messages.info("stopped; to go on, add: --resume --run-dir %s", run.path)
+        elif trainer.evaluation is not None or not run.summary_path.exists():
+            # A run killed after its last checkpoint may lack nothing but the summary.
+            evaluation = trainer.evaluation or evaluator(trainer.agent)
+            if evaluation is not None:
+                summary = summarize(config, evaluation, trainer.progress)
+                write_json_atomic(run.summary_path, summary)
     return stop.exit_code
 
 
@@ -115,14 +120,32 @@ def open_run(config: Config) -> RunDirectory:
     return RunDirectory.create(config.run_dir, config.to_json(), default_name=name)
 
 
-def latest_state(run: RunDirectory) -> State | None:
-    """Return the newest good checkpoint's state; none if the run was stopped before its first."""
-    if not run.checkpoints_path.is_dir() or not any(run.checkpoints_path.glob("step_*")):
+def latest_state(run: RunDirectory, config: Config) -> State | None:
+    """Return the newest good checkpoint's state; none if the run was stopped before its first.
+
+    Raises:
+        UserError: If checkpoints are damaged, or missing though the run must have saved some:
+            beginning again would throw its metrics away.
+    """
+    if not any(run.checkpoints_path.glob("step_*")):
+        one_step = config.envs_per_task * len(envs.task_names(config.benchmark))
+        reached = last_logged_step(run)
+        if run.summary_path.exists() or reached >= config.checkpoint_every + one_step:
+            raise UserError(
+                f"`--resume`: {run.checkpoints_path} has no checkpoint, though the run came to "
+                f"{reached} steps: put it back, or start another run in a new `--run-dir`."
+            )
         _messages.info("no checkpoint was saved yet: the run starts from the beginning")
         return None
     checkpoint = load_latest(run.checkpoints_path)
     _messages.info("continuing from %s", checkpoint.path)
     return checkpoint.state
+
+
+def last_logged_step(run: RunDirectory) -> int:
+    """Return how many environment steps the run's metrics tell of."""
+    rows = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
+    return max((int(row["progress/env_steps"] or 0) for row in rows), default=0)
 
 
 def save(run: RunDirectory, state: State, env_steps: int) -> None:
@@ -141,6 +164,7 @@ def make_envs(config: Config, envs_per_task: int, *, evaluation: bool = False) -
         seed=config.seed,
         envs_per_task=envs_per_task,
         reward_version=config.reward_version,
+        engine=config.engine,
         goals="sequential" if evaluation else "random",
         one_hot=False,  # the agent appends it, and the replay need not store it
     )
@@ -167,7 +191,7 @@ def make_replay(config: Config, environments: Environments, device: torch.device
         config.replay_capacity,
         environments.single_observation_space.shape[0],
         environments.single_action_space.shape[0],
-        generator=torch.Generator(device).manual_seed(config.seed),
+        generator=make_generator(config.seed, "replay", device),
     )
 
 

@@ -1,0 +1,61 @@
+"""From the command line to options, and from an error to one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from mtrl.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def parse_options(kind: type[Options], default: Options | None = None) -> Options:
+    """Read the options that a dataclass describes off the command line.
+
+    Raises:
+        UserError: If they cannot be understood; tyro's boxed explanation, put into one line.
+        SystemExit: After printing what `--help` asks for.
+    """
+    explanation = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(explanation):
+            return tyro.cli(
+                kind,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as ending:
+        if not ending.code:
+            raise
+        raise UserError(_in_one_line(explanation.getvalue())) from None
+
+
+def exit_with(command: Callable[[], int]) -> None:
+    """Run a command; tell the user in one line what to mend, if that is what is wrong."""
+    try:
+        sys.exit(command())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _in_one_line(explanation: str) -> str:
+    """Keep the message of tyro's box, and the options it suggests instead of an unknown one."""
+    title, *rows = (row.strip(" |+─│╭╮╰╯") for row in explanation.splitlines())
+    rules = [number for number, row in enumerate(rows) if not row.strip("-")]
+    end = rules[0] if rules else len(rows)
+    message = " ".join(rows[:end]) or title
+    if "nrecognized" in title:
+        options = re.findall(r"^--[\w-]+", "\n".join(rows[end:]), re.MULTILINE)
+        if options:
+            message += f"; did you mean {' or '.join(options)}?"
+    return f"{message.rstrip('.')}; --help explains every option"

@@ -1,0 +1,40 @@
+import os
+
+import pytest
+import torch
+
+from mtrl.device import resolve_device, resolve_precision, set_threads
+from mtrl.errors import UserError
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@without_gpu
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused():
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"`--device` is cuda, .* no GPU: use --device cpu"):
+        resolve_device("cuda")
+
+
+@with_gpu
+def test_with_a_gpu_auto_is_cuda():
+    assert resolve_device("auto").type == resolve_device("cuda").type == "cuda"
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+def test_precision_is_what_was_asked_for():
+    cpu = torch.device("cpu")
+    assert resolve_precision("fp32", cpu) is torch.float32
+    assert resolve_precision("bf16", cpu) is torch.bfloat16
+    assert resolve_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+
+
+def test_threads_are_set_and_default_to_the_cores_granted():
+    before = torch.get_num_threads()
+    try:
+        assert set_threads(1) == torch.get_num_threads() == 1
+        assert set_threads(0) == torch.get_num_threads()
+        assert 1 <= torch.get_num_threads() <= (os.cpu_count() or 1)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+
+import envs
+from agents import SAC, SACConfig
+from mtrl.evaluate import evaluate
+from mtrl.state_tree import pack
+
+EPISODE_STEPS = 25
+TURNS = {"toy-reach": 0, "toy-left": 1, "toy-mirror": 2, "toy-right": 3}
+
+
+def make_envs(envs_per_task, benchmark="toy"):
+    return envs.make_vec(
+        benchmark, seed=0, envs_per_task=envs_per_task, goals="sequential", one_hot=False
+    )
+
+
+class HandWrittenAgent:
+    """Moves by a rule on the observed goal and position, knowing each task's target."""
+
+    def __init__(self, rule, task_names):
+        self._rule = rule
+        self._turns = [TURNS[name] for name in task_names]
+
+    def act(self, observations, *, deterministic=False):
+        assert deterministic
+        goals = observations[..., 2:].clone()
+        for k, turns in enumerate(self._turns):
+            for _ in range(turns):
+                goals[k] = torch.stack([-goals[k, :, 1], goals[k, :, 0]], dim=-1)
+        return self._rule(observations[..., :2], goals)
+
+    def update(self, batch):
+        raise AssertionError("an evaluation must not train")
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def walk_to_the_target(position, target):
+    return ((target - position) / 0.1).clamp(-1, 1)
+
+
+def walk_through_the_target(position, target):
+    return target / target.norm(dim=-1, keepdim=True)
+
+
+def stay(position, target):
+    return torch.zeros_like(position)
+
+
+def play(rule, envs_per_task=5, **options):
+    environments = make_envs(envs_per_task)
+    agent = HandWrittenAgent(rule, environments.task_names)
+    return evaluate(agent, environments, **options)
+
+
+@pytest.mark.parametrize("envs_per_task", [1, 5, 50])
+def test_every_goal_of_every_task_is_played_once_and_recorded_as_itself(envs_per_task):
+    targets = torch.tensor(_goals(), dtype=torch.float32)
+    chosen = torch.arange(50) % 3 == 0
+
+    def solve_chosen_goals(position, target):
+        # Distances from the origin tell the goals apart, whichever way a task turns them.
+        radius = target.norm(dim=-1, keepdim=True)
+        index = (radius - targets.norm(dim=-1)).abs().argmin(dim=-1)
+        return walk_to_the_target(position, target) * chosen[index][..., None]
+
+    evaluation = play(solve_chosen_goals, envs_per_task)
+    np.testing.assert_array_equal(evaluation.success, np.tile(chosen, (4, 1)))
+    assert evaluation.success_rate == pytest.approx(17 / 50)
+
+
+def _goals():
+    """The 50 goals of the toy tasks, as an agent sees them."""
+    observations, _ = make_envs(50, "toy-reach").reset()
+    return observations[:, 2:]
+
+
+def test_returns_are_the_undiscounted_sums_of_rewards():
+    evaluation = play(stay)
+    expected = EPISODE_STEPS * 10 * np.exp(-2 * np.linalg.norm(_goals(), axis=1))
+    np.testing.assert_allclose(evaluation.returns, np.tile(expected, (4, 1)), rtol=1e-6)
+    assert not evaluation.success.any()
+
+
+def test_success_at_any_step_counts():
+    evaluation = play(walk_through_the_target)
+    assert evaluation.success.all()
+    # It does not stay there: an agent that arrives and stays collects far more.
+    assert (evaluation.returns < 0.7 * play(walk_to_the_target).returns).all()
+
+
+def test_evaluating_changes_nothing_of_the_agent_and_repeats_itself():
+    environments = make_envs(50)
+    config = SACConfig(critic_width=8, critic_depth=1, actor_width=8, actor_depth=1)
+    agent = SAC(config, num_tasks=4, observation_size=4, action_size=2, seed=0)
+    structure, arrays = pack(agent.state_dict())
+    before = structure, {name: array.clone() for name, array in arrays.items()}
+    first, second = (evaluate(agent, environments) for _ in range(2))
+    np.testing.assert_array_equal(first.returns, second.returns)
+    structure, arrays = pack(agent.state_dict())
+    assert structure == before[0]
+    assert all(torch.equal(array, before[1][name]) for name, array in arrays.items())
+
+
+def test_a_stop_gives_up_and_the_next_evaluation_is_whole():
+    environments = make_envs(5)
+    agent = HandWrittenAgent(walk_to_the_target, environments.task_names)
+    answers = iter([False] * 30)
+    assert evaluate(agent, environments, stop=lambda: next(answers, True)) is None
+    assert evaluate(agent, environments).success.all()
+
+
+def test_metrics_name_every_task():
+    metrics = play(walk_to_the_target).metrics()
+    assert metrics.pop("eval/success_rate") == 1.0
+    names = {f"eval/{kind}/{task}" for kind in ("success_rate", "return") for task in TURNS}
+    assert metrics.keys() == names
+    assert all(metrics[f"eval/success_rate/{task}"] == 1.0 for task in TURNS)

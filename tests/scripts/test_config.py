@@ -1,0 +1,160 @@
+import dataclasses
+import json
+import re
+
+import pytest
+
+from agents import SACConfig
+from mtrl.errors import UserError
+from mtrl.train import Schedule
+from scripts.command_line import parse_options
+from scripts.config import MAY_DIFFER_ON_RESUME, Config
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *[
+            (name, [0, -1])
+            for name in (
+                *("total_steps", "envs_per_task", "batch_size", "replay_capacity"),
+                *("eval_every", "eval_envs_per_task", "checkpoint_every", "log_every"),
+            )
+        ],
+        *[(name, [-1]) for name in ("seed", "threads", "warmup_steps")],
+        ("update_ratio", [0.0, -1.0, float("nan"), float("inf")]),
+        ("eval_envs_per_task", [3, 100]),
+        ("batch_size", [100_001]),
+        ("envs_per_task", [100_001]),
+        ("resume", [True]),
+    ],
+)
+def test_a_value_that_cannot_work_is_named_with_its_option_and_a_remedy(name, values):
+    for value in values:
+        config = dataclasses.replace(Config(replay_capacity=100_000), **{name: value})
+        flag = name.replace("_", "-")
+        with pytest.raises(UserError, match=rf"^`--{flag}` is {value}: .+\.$") as caught:
+            config.validate()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *[
+            (name, [0, -1])
+            for name in ("critic_width", "critic_depth", "actor_width", "actor_depth")
+        ],
+        *[
+            (name, [0.0, -1.0, float("nan")])
+            for name in (
+                *("critic_learning_rate", "actor_learning_rate", "temperature_learning_rate"),
+                *("max_gradient_norm", "initial_temperature", "reward_scale"),
+                "gradnorm_learning_rate",
+            )
+        ],
+        *[(name, [-0.1, float("nan")]) for name in ("gradnorm_alpha", "gradnorm_actor_alpha")],
+        ("discount", [-0.1, 1.1, float("nan")]),
+        ("target_rate", [0.0, 1.1]),
+    ],
+)
+def test_an_agent_that_cannot_work_is_refused_likewise(name, values):
+    for value in values:
+        with pytest.raises(UserError, match=rf"^`--{name.replace('_', '-')}` .*{value}"):
+            SACConfig(**{name: value})
+
+
+def test_the_defaults_are_valid():
+    Config().validate()
+
+
+def test_a_configuration_survives_json():
+    config = Config(benchmark=("reach-v3", "push-v3"), agent=SACConfig(critic_width=7), seed=3)
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize("change", ["removed", "unknown", "unknown in the agent"])
+def test_a_configuration_of_another_version_is_refused(change):
+    options = Config().to_json()
+    if change == "removed":
+        del options["agent"]
+    elif change == "unknown":
+        options["colour"] = "red"
+    else:
+        options["agent"]["colour"] = "red"
+    with pytest.raises(UserError, match=r"config\.json does not fit this version"):
+        Config.from_json(options)
+
+
+def test_options_and_schedule_speak_of_the_same_things():
+    names = {field.name for field in dataclasses.fields(Config)}
+    assert {field.name for field in dataclasses.fields(Schedule)} <= names
+    assert names > MAY_DIFFER_ON_RESUME
+
+
+def test_what_may_differ_on_resume_does_not_change_what_is_learned():
+    learning = {"agent", "benchmark", "seed", "envs_per_task", "batch_size", "update_ratio"}
+    assert not learning & MAY_DIFFER_ON_RESUME
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    def parse(*arguments, default=None):
+        monkeypatch.setattr("sys.argv", ["train_mt10.py", *arguments])
+        return parse_options(Config, default or Config())
+
+    return parse
+
+
+def test_nothing_on_the_command_line_gives_the_defaults(parse):
+    default = Config(benchmark=("MT50",), seed=9)
+    assert parse(default=default) == default
+
+
+def test_one_benchmark_or_several_tasks(parse):
+    assert parse("--benchmark", "toy").benchmark == ("toy",)
+    several = ("reach-v3", "drawer-close-v3")
+    assert parse("--benchmark", *several).benchmark == several
+
+
+def test_the_agents_options_need_no_prefix(parse):
+    config = parse("--critic-weighting", "pcgrad", "--actor-width", "7", "--no-layer-norm")
+    expected = dataclasses.replace(
+        Config().agent, critic_weighting="pcgrad", actor_width=7, layer_norm=False
+    )
+    assert config.agent == expected
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], r"'tpu' .*'--device'.* \('auto', 'cpu', 'cuda'\)"),
+        (["--seed", "one"], r"--seed: .*'one'"),
+        (["--seed"], r"'--seed'"),
+        (["--critic-widht", "3"], r"--critic-widht.*did you mean --critic-width"),
+        (["reach-v3"], r"reach-v3"),
+        (["--wandb", "maybe", "--seed", "1"], r"'maybe' .*'--wandb'.*'disabled'"),
+    ],
+)
+def test_a_misunderstanding_is_one_line_whatever_the_terminals_width(
+    parse, monkeypatch, columns, arguments, message
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(UserError, match=message) as caught:
+        parse(*arguments)
+    assert re.fullmatch(r"[ -~]+; --help explains every option", str(caught.value))
+
+
+def test_help_documents_every_option_with_its_default(parse, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    help_text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for kind in (Config, SACConfig):
+        for field in dataclasses.fields(kind):
+            if field.name == "agent":
+                continue
+            flag = re.escape("--" + field.name.replace("_", "-"))
+            documented = rf"{flag}\b[^-]*(?:--no-{flag[4:]})?.{{10,300}}?\(default: "
+            assert re.search(documented, help_text), flag
