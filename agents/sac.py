@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,6 +85,11 @@ class SACConfig:
             "gradnorm_learning_rate",
         ):
             _require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+        for name in ("critic_learning_rate", "actor_learning_rate", "temperature_learning_rate"):
+            _require(name, getattr(self, name), getattr(self, name) < math.inf, "finite")
+        _require(
+            "target_entropy", self.target_entropy, math.isfinite(self.target_entropy), "finite"
+        )
         for name in ("gradnorm_alpha", "gradnorm_actor_alpha"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _require("discount", self.discount, 0 <= self.discount <= 1, "between 0 and 1")

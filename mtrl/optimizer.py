@@ -42,6 +42,7 @@ class MultiTaskOptimizer:
         self._num_tasks = num_tasks
         self._max_norm = max_norm
         self._parameters = dict(module.named_parameters())
+        self._skipped = torch.zeros((), device=next(module.parameters()).device)
         self._adam = torch.optim.Adam(
             self._parameters.values(), lr=learning_rate, eps=epsilon, fused=True
         )
@@ -66,7 +67,7 @@ class MultiTaskOptimizer:
 
         Returns:
             ``weights (K,)``, ``norm (K,)``, ``conflict_rate ()``, ``cosine_min ()`` and
-            ``skipped ()``, which is 1 where the step was left out.
+            ``skipped ()``, the number of steps left out so far.
         """
         J = jacobian(losses, parameters)
         G = gramian(J)
@@ -77,7 +78,8 @@ class MultiTaskOptimizer:
         for name, parameter in self._parameters.items():
             parameter.grad = gradient[name]
         self._adam_step(broken)
-        return {"weights": weights, "skipped": broken.float(), **conflict_metrics(G)}
+        self._skipped += broken
+        return {"weights": weights, "skipped": self._skipped.clone(), **conflict_metrics(G)}
 
     def _clip_factor(self, weights: Tensor, G: Tensor) -> Tensor:
         norm = (weights @ G @ weights).clamp_min(0).sqrt()
@@ -96,7 +98,11 @@ class MultiTaskOptimizer:
         moments = {
             name: dict(self._adam.state[parameter]) for name, parameter in self._parameters.items()
         }
-        return {"adam": moments, "weighting": self.weighting.state_dict()}
+        return {
+            "adam": moments,
+            "skipped": self._skipped.clone(),
+            "weighting": self.weighting.state_dict(),
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a saved state."""
@@ -105,4 +111,5 @@ class MultiTaskOptimizer:
             self._adam.state[parameter] = {
                 key: value.to(parameter.device, copy=True) for key, value in moments.items()
             }
+        self._skipped.copy_(state["skipped"])
         self.weighting.load_state_dict(state["weighting"])

@@ -226,7 +226,8 @@ def _refuse_differences(
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
         if old != new:
-            change = f"`--{key.replace('_', '-')}`: {_show(old)} -> {_show(new)}"
+            option = key.rpartition(".")[2].replace("_", "-")  # options have no prefixes
+            change = f"`--{option}`: {_show(old)} -> {_show(new)}"
             if key in may_differ:
                 _logger.info("resumed with a changed setting: %s", change)
             else:

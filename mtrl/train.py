@@ -120,6 +120,11 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     evaluation: Evaluation | None = None
 
+    def __post_init__(self) -> None:
+        """Set up what is gathered between two lines of metrics."""
+        self._episodes = EpisodeTracker(self.envs.task_names, self.envs.envs_per_task)
+        self._learned: Mapping[str, Tensor] = {}
+
     def run(self) -> bool:
         """Train to the end of the schedule, or until `stop` says so.
 
@@ -128,8 +133,6 @@ class Trainer:
         """
         schedule, progress = self.schedule, self.progress
         self._clock = _Clock(progress)
-        self._episodes = EpisodeTracker(self.envs.task_names, self.envs.envs_per_task)
-        self._learned: Mapping[str, Tensor] = {}
         if progress.evaluation_due:  # the run was stopped inside that evaluation
             self._evaluate()
             self._save()  # lest a second interruption repeats it

@@ -58,7 +58,7 @@ class Agent(Stateful, Protocol):
     def act(
         self, observations: Float[Tensor, "K N O"], *, deterministic: bool = False
     ) -> Float[Tensor, "K N A"]:
-        """Choose actions in [-1, 1]."""
+        """Choose actions ``(K, N, A)`` in [-1, 1], given observations ``(K, N, O)``."""
         ...
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -125,7 +125,16 @@ class Environments(Protocol):
         ...
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Act; return observations, rewards, terminated, truncated and infos."""
+        """Take one step everywhere.
+
+        Args:
+            actions: ``(K * N, A)``, in [-1, 1].
+
+        Returns:
+            Observations ``(K * N, O)``, rewards, terminated and truncated ``(K * N,)``, and infos
+            of the step taken, among them ``success`` and ``goal_index`` ``(K * N,)`` and
+            ``final_obs (K * N, O)``, what was seen before any reset.
+        """
         ...
 
     def get_state(self) -> State:

@@ -50,7 +50,8 @@ def exit_with(command: Callable[[], int]) -> None:
 
 def _in_one_line(explanation: str) -> str:
     """Keep the message of tyro's box, and the options it suggests instead of an unknown one."""
-    title, *rows = (row.strip(" |+─│╭╮╰╯") for row in explanation.splitlines())
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", explanation) or "the options cannot be understood"
+    title, *rows = (row.strip(" |+─│╭╮╰╯") for row in plain.splitlines())
     rules = [number for number, row in enumerate(rows) if not row.strip("-")]
     end = rules[0] if rules else len(rows)
     message = " ".join(rows[:end]) or title

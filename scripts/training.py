@@ -42,16 +42,13 @@ def parse(benchmark: str) -> Config:
     """Read the options off the command line.
 
     What is left out follows from the benchmark and the budget asked for, or, if a run is to be
-    continued, from that run. So the options are read twice: once to learn what they follow from.
+    continued, from that run. So the options are read again whenever one of these is known.
     """
-    default = Config.for_benchmark((benchmark,))
-    asked = parse_options(Config, default)
+    asked = parse_options(Config, Config.for_benchmark((benchmark,)))
     if asked.resume and asked.run_dir is not None:
-        default = Config.from_json(read_config(asked.run_dir))
-    else:
-        budget = asked.total_steps if asked.total_steps != default.total_steps else None
-        default = Config.for_benchmark(asked.benchmark, budget)
-    return parse_options(Config, default)
+        return parse_options(Config, Config.from_json(read_config(asked.run_dir)))
+    asked = parse_options(Config, Config.for_benchmark(asked.benchmark))
+    return parse_options(Config, Config.for_benchmark(asked.benchmark, asked.total_steps))
 
 
 def train(config: Config) -> int:
@@ -100,13 +97,10 @@ def train(config: Config) -> int:
         if state is not None:
             trainer.load_state_dict(state)
         if not trainer.run():
-            _messages.info("stopped; to go on, add: --resume --run-dir %s", run.path)
-        elif trainer.evaluation is not None or not run.summary_path.exists():
-            # A run killed after its last checkpoint may lack nothing but the summary.
-            evaluation = trainer.evaluation or evaluator(trainer.agent)
-            if evaluation is not None:
-                summary = summarize(config, evaluation, trainer.progress)
-                write_json_atomic(run.summary_path, summary)
+            _messages.info("stopped; to go on: --resume --run-dir %s", run.path)
+        elif evaluation := trainer.evaluation or evaluator(trainer.agent):
+            # Without one of this process, the run had been finished before, or all but the summary.
+            store_summary(run, summarize(config, evaluation, trainer.progress))
     return stop.exit_code
 
 
@@ -116,7 +110,9 @@ def open_run(config: Config) -> RunDirectory:
         return RunDirectory.resume(
             config.run_dir, config.to_json(), may_differ=MAY_DIFFER_ON_RESUME
         )
-    name = f"{'+'.join(config.benchmark[:3])}_seed{config.seed}"
+    few = len(config.benchmark) <= 3
+    tasks = "+".join(config.benchmark) if few else f"{len(config.benchmark)}-tasks"
+    name = f"{tasks}_seed{config.seed}"
     return RunDirectory.create(config.run_dir, config.to_json(), default_name=name)
 
 
@@ -156,6 +152,19 @@ def save(run: RunDirectory, state: State, env_steps: int) -> None:
         _messages.warning("%s; training goes on", error)
 
 
+def store_summary(run: RunDirectory, summary: dict[str, object]) -> None:
+    """Write summary.json; at the end of a long run a full disk is no reason for a traceback."""
+    try:
+        write_json_atomic(run.summary_path, summary)
+    except OSError as error:
+        _messages.warning(
+            "%s cannot be written (%s); scripts/evaluate.py %s computes it again",
+            run.summary_path,
+            error.strerror,
+            run.path,
+        )
+
+
 def make_envs(config: Config, envs_per_task: int, *, evaluation: bool = False) -> Environments:
     """Make the environments to train in, or those to evaluate in."""
     made: Environments = envs.make_vec(
@@ -165,6 +174,7 @@ def make_envs(config: Config, envs_per_task: int, *, evaluation: bool = False) -
         envs_per_task=envs_per_task,
         reward_version=config.reward_version,
         engine=config.engine,
+        num_threads=config.threads or None,
         goals="sequential" if evaluation else "random",
         one_hot=False,  # the agent appends it, and the replay need not store it
     )

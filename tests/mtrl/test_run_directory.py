@@ -125,7 +125,7 @@ def test_an_allowed_change_is_stored_with_its_history(finished, caplog):
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert any("`--total-steps`: 100 -> 200" in message for message in messages)
-    assert any('`--logging.wandb`: "auto" -> "disabled"' in message for message in messages)
+    assert any('`--wandb`: "auto" -> "disabled"' in message for message in messages)
     longest = {**longer, "total_steps": 300}
     RunDirectory.resume(finished, longest, may_differ=allowed).close()
     record = json.loads((finished / "config.json").read_text())
@@ -142,9 +142,9 @@ def test_another_configuration_is_refused(finished):
         RunDirectory.resume(finished, other, may_differ=frozenset({"total_steps"}))
     message = str(caught.value)
     assert "`--seed`: 1 -> 2" in message
-    assert "`--agent.widths`: [400, 400] -> [400]" in message
-    assert "`--agent.depth`: absent -> 3" in message
-    assert '`--logging.wandb`: "auto" -> absent' in message
+    assert "`--widths`: [400, 400] -> [400]" in message
+    assert "`--depth`: absent -> 3" in message
+    assert '`--wandb`: "auto" -> absent' in message
     assert "total-steps" not in message
     assert "\n" not in message
     assert (finished / "config.json").read_bytes() == before

@@ -6,7 +6,9 @@ import pytest
 
 from agents import SACConfig
 from mtrl.errors import UserError
+from mtrl.run_directory import RunDirectory
 from mtrl.train import Schedule
+from scripts import training
 from scripts.command_line import parse_options
 from scripts.config import MAY_DIFFER_ON_RESUME, Config
 
@@ -26,6 +28,7 @@ from scripts.config import MAY_DIFFER_ON_RESUME, Config
         ("eval_envs_per_task", [3, 100]),
         ("batch_size", [100_001]),
         ("envs_per_task", [100_001]),
+        ("warmup_steps", [10_000_000]),
         ("resume", [True]),
     ],
 )
@@ -158,3 +161,44 @@ def test_help_documents_every_option_with_its_default(parse, capsys):
             flag = re.escape("--" + field.name.replace("_", "-"))
             documented = rf"{flag}\b[^-]*(?:--no-{flag[4:]})?.{{10,300}}?\(default: "
             assert re.search(documented, help_text), flag
+
+
+@pytest.fixture
+def train_options(monkeypatch):
+    def train_options(*arguments, benchmark="MT10"):
+        monkeypatch.setattr("sys.argv", ["train_mt10.py", *map(str, arguments)])
+        return training.parse(benchmark)
+
+    return train_options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "total_steps", "eval_every", "warmup_steps"),
+    [
+        ((), 3_000_000, 300_000, 60_000),
+        (("--total-steps", 20_000_000), 20_000_000, 2_000_000, 80_000),
+        (("--benchmark", "toy"), 60_000, 6_000, 1_200),
+        # The script's own default, but given: what follows must follow from it all the same.
+        (("--benchmark", "toy", "--total-steps", 3_000_000), 3_000_000, 300_000, 32_000),
+        (("--benchmark", "reach-v3", "--eval-every", 7), 300_000, 7, 6_000),
+    ],
+)
+def test_what_is_left_out_follows_from_benchmark_and_budget(
+    train_options, arguments, total_steps, eval_every, warmup_steps
+):
+    config = train_options(*arguments)
+    assert (config.total_steps, config.eval_every) == (total_steps, eval_every)
+    assert config.warmup_steps == warmup_steps
+    config.validate()
+
+
+def test_the_defaults_are_those_of_mt10(train_options):
+    assert train_options() == Config()
+
+
+def test_a_resumed_run_keeps_the_options_that_are_left_out(train_options, tmp_path):
+    config = train_options("--benchmark", "toy", "--critic-width", 9, "--total-steps", 500)
+    RunDirectory.create(tmp_path / "run", config.to_json(), default_name="run").close()
+    resumed = train_options("--resume", "--run-dir", tmp_path / "run", "--log-every", 3)
+    expected = dataclasses.replace(config, log_every=3, resume=True, run_dir=tmp_path / "run")
+    assert resumed == expected
