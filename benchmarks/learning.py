@@ -1,7 +1,9 @@
 """Does it learn? Train with several seeds, keep the curves, print when a success rate was reached.
 
-    python benchmarks/learning.py reach            # one task, three seeds
-    python benchmarks/learning.py three            # three tasks, three seeds
+    python benchmarks/learning.py reach                         # one task, three seeds
+    python benchmarks/learning.py three                         # three tasks, three seeds
+    python benchmarks/learning.py mt10 --seeds 1 --minutes 91   # MT10, stopped after 91 minutes
+    python benchmarks/learning.py mt10 --seeds 1 --only-report  # the table of a kept curve
 
 Each curve is kept as benchmarks/results/NAME_seedN.jsonl, beside it the run's configuration with
 the exact command, versions and machine.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -25,24 +28,26 @@ from mtrl.files import write_json_atomic
 from mtrl.logging import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
-TRAIN = ("python", "scripts/train_mt10.py")
+TRAIN = "scripts/train_mt10.py"
+STOPPED = 128 + signal.SIGINT
 
-COMMON = (
-    *("--envs-per-task", "16", "--update-ratio", "0.0625"),
-    *("--eval-envs-per-task", "25", "--threads", "1", "--wandb", "disabled"),
-)
-"""One update for every step of 16 environments per task: updates are what time goes into."""
-
+COMMON = "--eval-envs-per-task 25 --threads 1 --wandb disabled"
 STUDIES = {
     "reach": (
         0.9,
         "--benchmark reach-v3 --total-steps 100000 --warmup-steps 8000 --eval-every 20000 "
-        "--log-every 10000 --batch-size 128",
+        "--log-every 10000 --batch-size 128 --envs-per-task 16 --update-ratio 0.0625",
     ),
     "three": (
         0.8,
         "--benchmark reach-v3 drawer-close-v3 button-press-topdown-v3 --total-steps 720000 "
-        "--warmup-steps 24000 --eval-every 60000 --log-every 30000",
+        "--warmup-steps 24000 --eval-every 60000 --log-every 30000 --envs-per-task 16 "
+        "--update-ratio 0.0625",
+    ),
+    "mt10": (
+        0.5,
+        "--total-steps 20000000 --warmup-steps 80000 --eval-every 400000 --log-every 40000 "
+        "--checkpoint-every 400000 --initial-temperature 0.1",
     ),
 }
 """Success rate to reach, and options, by name."""
@@ -52,10 +57,12 @@ STUDIES = {
 class Options:
     """What to train."""
 
-    study: Annotated[Literal["reach", "three"], tyro.conf.Positional]
-    """One task or three tasks."""
+    study: Annotated[Literal["reach", "three", "mt10"], tyro.conf.Positional]
+    """One task, three tasks or MT10."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run each, one after the other."""
+    minutes: float | None = None
+    """Ask each run to stop after so long."""
     only_report: bool = False
     """Train nothing, print the table of what is kept."""
 
@@ -70,22 +77,33 @@ def main() -> None:
     for seed in options.seeds:
         name = f"{options.study}_seed{seed}"
         if not options.only_report:
-            run(name, [*arguments.split(), *COMMON, "--seed", str(seed)])
+            command = f"{TRAIN} {arguments} {COMMON} --seed {seed} --run-dir runs/learning_{name}"
+            train(command.split(), options.minutes)
+            keep(name, f"python {command}", Path("runs") / f"learning_{name}")
         table.add_row(str(seed), *report(RESULTS / f"{name}.jsonl", threshold))
     Console(width=100).print(table)
 
 
-def run(name: str, arguments: list[str]) -> None:
-    """Train once and keep curve and configuration."""
-    directory = Path("runs") / f"learning_{name}"
-    command = [*TRAIN, *arguments, "--run-dir", str(directory)]
-    subprocess.run([sys.executable, *command[1:]], check=True)
+def train(command: list[str], minutes: float | None) -> None:
+    """Train once, for so long at most.
+
+    Raises:
+        CalledProcessError: If the training failed.
+    """
+    process = subprocess.Popen([sys.executable, *command])
+    try:
+        process.wait(None if minutes is None else 60 * minutes)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    if process.wait() not in (0, STOPPED):
+        raise subprocess.CalledProcessError(process.returncode, shlex.join(command))
+
+
+def keep(name: str, command: str, directory: Path) -> None:
+    """Copy a run's curve, and its configuration with the command."""
     RESULTS.mkdir(exist_ok=True)
-    curve = (directory / "metrics.jsonl").read_bytes()
-    (RESULTS / f"{name}.jsonl").write_bytes(curve)
-    record = json.loads((directory / "config.json").read_text())
-    summary = json.loads((directory / "summary.json").read_text())
-    described = {"command": shlex.join(command), "run": record, "summary": summary}
+    (RESULTS / f"{name}.jsonl").write_bytes((directory / "metrics.jsonl").read_bytes())
+    described = {"command": command, "run": json.loads((directory / "config.json").read_text())}
     write_json_atomic(RESULTS / f"{name}.json", described)
 
 

@@ -21,7 +21,7 @@ SMALL = (
     *("--update-ratio", "0.1", "--log-every", "80", "--eval-every", "160"),
     *("--checkpoint-every", "160", "--threads", "1", "--device", "cpu", "--precision", "fp32"),
 )
-PATIENCE = 300  # seconds; only a hang takes that long, however busy the machine is
+PATIENCE = 550  # seconds; only a hang takes that long, however busy the machine is
 
 
 @dataclass

