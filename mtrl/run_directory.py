@@ -222,16 +222,13 @@ def _refuse_differences(
     path: Path, stored: dict[str, Any], given: dict[str, Any], may_differ: frozenset[str]
 ) -> None:
     before, now = _flatten(stored), _flatten(given)
-    refused = []
+    refused, allowed = [], []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
         if old != new:
             option = key.rpartition(".")[2].replace("_", "-")  # options have no prefixes
             change = f"`--{option}`: {_show(old)} -> {_show(new)}"
-            if key in may_differ:
-                _logger.info("resumed with a changed setting: %s", change)
-            else:
-                refused.append(change)
+            (allowed if key in may_differ else refused).append(change)
     if refused:
         more = len(refused) - _SHOWN_DIFFERENCES
         raise UserError(
@@ -240,6 +237,8 @@ def _refuse_differences(
             + (f" and {more} more" if more > 0 else "")
             + ". Give the stored ones, or start another run in a new `--run-dir`"
         )
+    for change in allowed:
+        _logger.info("resumed with a changed setting: %s", change)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mtrl.run_directory import RunDirectory
 from mtrl.train import Progress
 from scripts.command_line import exit_with, parse_options
 from scripts.config import Config
-from scripts.training import make_agent, make_envs, summarize
+from scripts.training import make_agent, make_envs, restore, summarize
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def main() -> int:
     checkpoint = load_latest(run.checkpoints_path, only=("agent", "progress"))
     with closing(make_envs(config, config.eval_envs_per_task, evaluation=True)) as environments:
         agent = make_agent(config, environments, device)
-        agent.load_state_dict(checkpoint.state["agent"])
+        restore(agent, checkpoint.state["agent"], run)
         evaluation = evaluate(agent, environments, device=device)
     assert evaluation is not None  # nobody asked it to stop
     progress = Progress(**checkpoint.state["progress"])

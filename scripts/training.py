@@ -24,7 +24,7 @@ from mtrl.run_directory import RunDirectory, read_config
 from mtrl.seeding import make_generator
 from mtrl.signals import StopRequest
 from mtrl.train import Progress, Schedule, Trainer
-from mtrl.types import Agent, Environments, State
+from mtrl.types import Agent, Environments, State, Stateful
 from mtrl.wandb_logger import WandbLogger
 
 from .command_line import exit_with, parse_options
@@ -95,7 +95,7 @@ def train(config: Config) -> int:
             on_step=lambda progress: display.advance_to(progress.env_steps, progress.updates),
         )
         if state is not None:
-            trainer.load_state_dict(state)
+            restore(trainer, state, run)
         if not trainer.run():
             _messages.info("stopped; to go on: --resume --run-dir %s", run.path)
         elif evaluation := trainer.evaluation or evaluator(trainer.agent):
@@ -136,6 +136,21 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
     checkpoint = load_latest(run.checkpoints_path)
     _messages.info("continuing from %s", checkpoint.path)
     return checkpoint.state
+
+
+def restore(target: Stateful, state: State, run: RunDirectory) -> None:
+    """Load a state.
+
+    Raises:
+        UserError: If it does not fit, as it was saved by another version of mtrl.
+    """
+    try:
+        target.load_state_dict(state)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint in {run.checkpoints_path} does not fit this version of mtrl "
+            f"({error!r}): use the version that {run.config_path.name} names."
+        ) from error
 
 
 def last_logged_step(run: RunDirectory) -> int:
