@@ -222,7 +222,8 @@ def _refuse_differences(
     path: Path, stored: dict[str, Any], given: dict[str, Any], may_differ: frozenset[str]
 ) -> None:
     before, now = _flatten(stored), _flatten(given)
-    refused, allowed = [], []
+    refused: list[str] = []
+    allowed: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
         if old != new:
