@@ -144,9 +144,18 @@ def _draw_task_goals(env: SawyerXYZEnv, generator: np.random.RandomState) -> NDA
     return np.array(goals)
 
 
-def make_official_env(name: str, reward_version: str) -> SawyerXYZEnv:
-    """Make one of the package's environments, its goal observed and still to be given."""
-    env = ALL_V3_ENVIRONMENTS[name](reward_function_version=reward_version)
+def make_official_env(
+    name: str, reward_version: str, environment: type[SawyerXYZEnv] | None = None
+) -> SawyerXYZEnv:
+    """Make one of the package's environments, its goal observed and still to be given.
+
+    Args:
+        name: Name of a V3 task.
+        reward_version: `v1` or `v2`.
+        environment: Its class; the package's own by default.
+    """
+    environment = environment or ALL_V3_ENVIRONMENTS[name]
+    env = environment(reward_function_version=reward_version)
     # The state that `set_task` leaves: the goal is observed, and given rather than drawn.
     env._set_task_called = True
     env._freeze_rand_vec = True

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import hashlib
 import inspect
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.errors import NumbaWarning
+
+from .cache import cache_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,19 +37,19 @@ def cache_path() -> Path | None:
     """Find a folder of this version of the sources, or None where none can be written.
 
     Numba notices a change in a kernel's own file but not in the functions it has inlined from
-    other files, so the folder is named after the content of all of them.
+    other files, so the folder follows from the content of all of them.
     """
     sources = sorted(Path(__file__).parent.rglob("*.py"))
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256()
     for source in sources:
         digest.update(source.read_bytes())
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = root / "mtrl" / f"kernels-{digest.hexdigest()[:16]}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return path if os.access(path, os.W_OK) else None
+    return cache_folder("kernels", numba.__version__, digest.hexdigest())
+
+
+def nothing_compiled() -> bool:
+    """Tell whether this version of the sources has not run on this machine yet."""
+    path = cache_path()
+    return path is None or not any(path.rglob("*.nbc"))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""Where the few fields that Python cannot view permanently lie inside MuJoCo's `mjData`.
+"""Where the few fields that Python cannot view permanently lie inside MuJoCo's structs.
 
 Most arrays of `mjData` keep their address for life and are read through it. Contacts and
-constraint forces move with every step, and the counters are plain members of the struct; their
+constraint forces move with every step, and the counters are plain members of the structs; their
 offsets differ between MuJoCo versions, so they are found by looking for known values.
 """
 
@@ -29,6 +29,7 @@ _PROBE_XML = """
 """
 _MAX_STRUCT_BYTES = 1 << 20
 _BLOCK_BYTES = 4096
+_SIZES_BYTES = 256  # mjModel begins with its sizes, some 80 of them
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,17 @@ def mjdata_layout() -> Layout:
         geom1=contact.geom1.ctypes.data - contact.dist.ctypes.data,
         efc_address=contact.efc_address.ctypes.data - contact.dist.ctypes.data,
     )
+
+
+@functools.cache
+def bvh_count_offset() -> int | None:
+    """Find the number of bounding volumes (int32) in `mjModel`; None where it is in doubt."""
+    model = mujoco.MjModel.from_xml_string(_PROBE_XML)
+    neighbours = ("nbody", "nbvh", "nbvhstatic", "nbvhdynamic", "njnt", "ngeom", "nsite")
+    wanted = np.array([getattr(model, name) for name in neighbours], np.int32).tobytes()
+    struct = ctypes.string_at(model._address, _SIZES_BYTES)
+    offset = struct.find(wanted)
+    return None if offset < 0 or struct.find(wanted, offset + 1) >= 0 else offset + 4
 
 
 def _pointer(address: int) -> bytes:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from .scene import MEASURES
 from .simulation import Simulation
-from .template import LiveView, Snapshot, Template, numeric_attributes
+from .snapshot import LiveView, Snapshot
+from .template import Template, numeric_attributes
 
 
 class OfficialRewards:

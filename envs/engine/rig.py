@@ -7,7 +7,7 @@ import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
-from .layout import mjdata_layout
+from .layout import bvh_count_offset, mjdata_layout
 from .scene import ObservedObject, Source, Task
 
 OBSERVATION_SIZE = 39
@@ -28,6 +28,7 @@ RIG_DTYPE = np.dtype(
         ("site_pos", "i8"),
         ("num_body_pos", "i8"),
         ("num_site_pos", "i8"),
+        ("bvh_count", "i8"),
         ("time", "i8"),
         ("ncon", "i8"),
         ("nefc", "i8"),
@@ -82,6 +83,8 @@ RIG_DTYPE = np.dtype(
     align=True,
 )
 
+_UNUSED_COUNT = np.zeros(1, np.int32)  # stands in where a model's own count is not found
+
 # One live field of a scene: `count` float64 values copied from `source` to `target`.
 LIVE_DTYPE = np.dtype([("source", "i8"), ("target", "i8"), ("count", "i8")])
 
@@ -125,6 +128,8 @@ def set_model(rig: Any, model: mujoco.MjModel) -> None:
     rig["site_pos"] = _address(model.site_pos)
     rig["num_body_pos"] = model.body_pos.size
     rig["num_site_pos"] = model.site_pos.size
+    offset = bvh_count_offset()
+    rig["bvh_count"] = _UNUSED_COUNT.ctypes.data if offset is None else model._address + offset
 
 
 def fill_task(rig: Any, task: Task, data: mujoco.MjData, scene: NDArray[Any]) -> list[Any]:

@@ -28,7 +28,8 @@ from .rig import (
     set_model,
 )
 from .scene import MEASURES_DTYPE, Task, scene_dtype
-from .template import STATE_SPEC, Snapshot, Template
+from .snapshot import Snapshot
+from .template import STATE_SPEC, Template
 from .workers import Job
 
 _CHUNKS_PER_THREAD = 8  # of which the threads help themselves, so that none waits long

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-from dataclasses import dataclass
+import functools
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -11,63 +14,12 @@ import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
+from ..metaworld import draw_goals
+from .cache import cache_folder, environment, read_arrays, write_arrays
 from .rig import FRAME_SIZE
-from .scene import Task, constant_field
+from .snapshot import LiveView, Snapshot, read_snapshot, write_snapshot
 
 STATE_SPEC = mujoco.mjtState.mjSTATE_INTEGRATION
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What an official reset leaves behind for one goal.
-
-    Attributes:
-        physics: (S,) MuJoCo's integration state, warm start and mocap included.
-        body_pos: The model's body positions, flat.
-        site_pos: The model's site positions, flat.
-        observation: (39,) the first observation.
-        frame: (18,) the frame that the next observation will show as the previous one.
-        attributes: The environment's own numbers, by name.
-    """
-
-    physics: NDArray[np.float64]
-    body_pos: NDArray[np.float64]
-    site_pos: NDArray[np.float64]
-    observation: NDArray[np.float64]
-    frame: NDArray[np.float64]
-    attributes: dict[str, Any]
-
-    def constants(self, task: Task) -> dict[str, NDArray[np.float64]]:
-        """Pick the constants of a task's scene: field -> value.
-
-        Raises:
-            TypeError: for an attribute that follows the simulation instead of keeping its value.
-        """
-        constants = {}
-        for name in task.constants:
-            value = self.attributes[name]
-            if isinstance(value, LiveView):
-                raise TypeError(f"{name} is a view into the simulation: declare it as live")
-            constants[constant_field(name)] = np.asarray(value, np.float64)
-        return constants
-
-
-@dataclass(frozen=True)
-class LiveView:
-    """An attribute that is a view into `mjData`: its values follow the simulation.
-
-    Attributes:
-        offset: Bytes from the start of mjData's buffer.
-        size: Number of float64 values.
-    """
-
-    offset: int
-    size: int
-
-    def of(self, data: mujoco.MjData) -> NDArray[np.float64]:
-        """Make the same view into another simulation of the same model."""
-        address = data.qpos.ctypes.data + self.offset  # qpos begins the buffer
-        return np.ctypeslib.as_array((ctypes.c_double * self.size).from_address(address))
 
 
 class Template:
@@ -83,11 +35,12 @@ class Template:
         self.env = env
         self.goals = goals
         self._snapshots: dict[int, Snapshot] = {}
+        self._folder = cache_folder("resets", *_origin(env))
 
     def snapshot(self, goal: int) -> Snapshot:
-        """Return the state after the official reset with a goal (16 ms the first time)."""
+        """Return the state after the official reset with a goal; taken once and kept on disk."""
         if goal not in self._snapshots:
-            self._snapshots[goal] = self._take(goal)
+            self._snapshots[goal] = self._load_or_take(goal)
         return self._snapshots[goal]
 
     def reset_env(self, goal: int) -> NDArray[np.float64]:
@@ -95,6 +48,16 @@ class Template:
         self.env._last_rand_vec = self.goals[goal].copy()
         observation, _ = self.env.reset()
         return np.asarray(observation, np.float64)
+
+    def _load_or_take(self, goal: int) -> Snapshot:
+        if self._folder is None:
+            return self._take(goal)
+        path = self._folder / f"{hashlib.sha256(self.goals[goal].tobytes()).hexdigest()[:32]}"
+        snapshot = read_snapshot(path)
+        if snapshot is None:
+            snapshot = self._take(goal)
+            write_snapshot(path, snapshot)
+        return snapshot
 
     def _take(self, goal: int) -> Snapshot:
         observation = self.reset_env(goal)
@@ -109,6 +72,35 @@ class Template:
             frame=np.array(self.env._prev_obs[:FRAME_SIZE], np.float64),
             attributes=numeric_attributes(self.env),
         )
+
+
+def cached_goals(
+    envs: Sequence[SawyerXYZEnv], task_names: Sequence[str], seed: int, *, one_stream: bool
+) -> list[NDArray[np.float64]]:
+    """Draw each task's 50 goals, or read them from the cache; see `draw_goals`."""
+    origins = [_origin(env) for env in envs]
+    folder = cache_folder("goals", origins, list(task_names), seed, one_stream)
+    path = folder / "goals" if folder else None
+    stored = read_arrays(path) if path else None
+    if stored is not None:
+        return [stored[0][str(index)] for index in range(len(envs))]
+    goals = draw_goals(list(envs), seed, one_stream=one_stream)
+    if path:
+        write_arrays(path, {str(index): drawn for index, drawn in enumerate(goals)})
+    return goals
+
+
+def _origin(env: SawyerXYZEnv) -> tuple[object, ...]:
+    """All that the numbers of an environment's reset depend on, but for the goal."""
+    classes = tuple(_source(kind.__module__) for kind in type(env).__mro__)
+    return (environment(), env.fullpath, env.reward_function_version, classes)
+
+
+@functools.cache
+def _source(module: str) -> str:
+    file = getattr(sys.modules[module], "__file__", None)
+    content = Path(file).read_bytes() if file else b""
+    return f"{module} {hashlib.sha256(content).hexdigest()}"
 
 
 def numeric_attributes(env: SawyerXYZEnv) -> dict[str, Any]:

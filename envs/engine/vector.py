@@ -12,14 +12,16 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from ..metaworld import common_observation_space, draw_goals, make_official_env
+from ..metaworld import common_observation_space
 from ..vector import MultiTaskVectorEnv, Outcome, VectorOptions
 from .check import first_difference
+from .compiler import nothing_compiled
+from .models import make_environments
 from .official import OfficialRewards
 from .scene import MEASURES
 from .simulation import Simulation
 from .tasks import find_task
-from .template import Template
+from .template import Template, cached_goals
 from .workers import Workers
 
 _logger = logging.getLogger("mtrl")
@@ -69,8 +71,11 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         Raises:
             EngineMismatchError: if the comparison fails; `engine="official"` still works then.
         """
-        envs = [make_official_env(name, reward_version) for name in task_names]
-        goals = draw_goals(envs, goal_seed, one_stream=one_goal_stream)
+        threads = num_threads or available_cores()
+        if nothing_compiled():
+            _logger.info("compiling kernels and models, once: one to two seconds a task")
+        envs = make_environments(task_names, reward_version, threads)
+        goals = cached_goals(envs, task_names, goal_seed, one_stream=one_goal_stream)
         super().__init__(
             task_names,
             options,
@@ -79,7 +84,6 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         )
         self._templates = [Template(*pair) for pair in zip(envs, goals, strict=True)]
         kernels = [find_task(name) if reward_version == "v2" else None for name in task_names]
-        threads = num_threads or available_cores()
         self._simulation = Simulation(self._templates, kernels, self.envs_per_task, threads)
         compiled = {index for index, task in enumerate(kernels) if task is not None}
         self._python_rewards = self._compare_with_official(compiled)
