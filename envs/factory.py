@@ -30,6 +30,9 @@ def make_vec(
     one_hot: bool = True,
     engine: str = "fast",
     num_threads: int | None = None,
+    render_mode: str | None = None,
+    camera: str | int = "corner2",
+    render_size: tuple[int, int] = (480, 480),
 ) -> MultiTaskVectorEnv:
     """Make N environments of each task of a benchmark.
 
@@ -48,6 +51,9 @@ def make_vec(
         engine: What simulates Meta-World: `fast` (compiled, bit-equal to the official one; see
             `docs/engine.md`) or `official` (the package's own classes). Toy tasks ignore it.
         num_threads: Threads of the fast engine; as many as there are cores by default.
+        render_mode: `rgb_array` for environments whose `render()` draws them. Not for toy tasks.
+        camera: What `render()` looks through unless it is told otherwise.
+        render_size: Height and width of a picture in pixels.
 
     Returns:
         K*N environments behind one `gymnasium.vector.VectorEnv`.
@@ -70,12 +76,16 @@ def make_vec(
     _check_at_least("envs_per_task", envs_per_task, 1)
     if num_threads is not None:
         _check_at_least("num_threads", num_threads, 1)
+    _check_rendering(chosen, render_mode, render_size)
     options = VectorOptions(
         seed=seed,
         envs_per_task=envs_per_task,
         max_episode_steps=_episode_steps(chosen, max_episode_steps),
         goals=goals,
         one_hot=one_hot,
+        render_mode=render_mode,
+        camera=camera,
+        render_size=render_size,
     )
     if chosen.is_toy:
         return ToyVectorEnv(chosen.task_names, options, goal_seed=goal_seed)
@@ -108,6 +118,18 @@ def _episode_steps(chosen: Benchmark, asked: int | None) -> int:
             "choose at most that"
         )
     return asked
+
+
+def _check_rendering(
+    chosen: Benchmark, render_mode: str | None, render_size: tuple[int, int]
+) -> None:
+    if render_mode is None:
+        return
+    _check_choice("render_mode", render_mode, ("rgb_array",))
+    if chosen.is_toy:
+        raise UserError("`render_mode` is 'rgb_array': toy tasks have no picture, leave it out")
+    for pixels in render_size:
+        _check_at_least("render_size", pixels, 1)
 
 
 def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import mujoco
 import numpy as np
 from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -10,7 +11,8 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
 from .goals import NUM_GOALS
-from .vector import MultiTaskVectorEnv, Outcome, VectorOptions
+from .rendering import MujocoVectorEnv
+from .vector import Outcome, VectorOptions
 
 OBSERVATION_SIZE = 39
 MEASURES = (
@@ -24,7 +26,7 @@ MEASURES = (
 )
 
 
-class OfficialVectorEnv(MultiTaskVectorEnv):
+class OfficialVectorEnv(MujocoVectorEnv):
     """The official classes, stepped one after the other; bit-equal to using them by hand.
 
     `infos` holds the package's measures: `success` as bool, the others as float64.
@@ -92,8 +94,12 @@ class OfficialVectorEnv(MultiTaskVectorEnv):
                 values[index] = info[name]
         return Outcome(self._observations, self._rewards, self._infos)
 
-    def close_extras(self) -> None:
+    def _physics(self, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        return self._envs[index].model, self._envs[index].data
+
+    def close_extras(self, **kwargs: Any) -> None:
         """Close the official environments."""
+        super().close_extras(**kwargs)
         for env in self._envs:
             env.close()
 

@@ -42,6 +42,9 @@ class VectorOptions:
     max_episode_steps: int
     goals: str
     one_hot: bool
+    render_mode: str | None = None
+    camera: str | int = "corner2"
+    render_size: tuple[int, int] = (480, 480)
 
 
 class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]], abc.ABC):
@@ -88,6 +91,8 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             action_space: (A,), of one environment of any task.
         """
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.render_mode = options.render_mode
+        self._options = options
         self.task_names = task_names
         self.num_tasks = self.one_hot_width = len(task_names)
         self.envs_per_task = options.envs_per_task

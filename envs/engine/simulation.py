@@ -124,6 +124,15 @@ class Simulation:
         model.site_pos.ravel()[:] = self._site_pos[row, : model.site_pos.size]
         return model
 
+    def drawable(self, row: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """Return a row's model and simulation with all that a picture shows computed."""
+        model, data = self.model_of(row), self.data[row]
+        if not self._forwarded[row]:  # restored; the next step computes these again anyway
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            mujoco.mj_camlight(model, data)
+        return model, data
+
     def use_python_reward(self, task_index: int) -> None:
         """Step only the physics of a task from now on."""
         self._tasks[task_index] = None

@@ -7,13 +7,15 @@ import logging
 import os
 from typing import Any
 
+import mujoco
 import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from ..metaworld import common_observation_space
-from ..vector import MultiTaskVectorEnv, Outcome, VectorOptions
+from ..rendering import MujocoVectorEnv
+from ..vector import Outcome, VectorOptions
 from .check import first_difference
 from .compiler import nothing_compiled
 from .models import make_environments
@@ -31,7 +33,7 @@ class EngineMismatchError(RuntimeError):
     """The engine does not reproduce the official environments on this machine."""
 
 
-class EngineVectorEnv(MultiTaskVectorEnv):
+class EngineVectorEnv(MujocoVectorEnv):
     """The official environments' trajectories, bit for bit, from compiled kernels.
 
     A step can be split: `send(actions)` starts it on the engine's threads and returns at once,
@@ -190,8 +192,13 @@ class EngineVectorEnv(MultiTaskVectorEnv):
             {key: value for key, value in state.items() if key.startswith("attributes/")}
         )
 
-    def close_extras(self) -> None:
+    def _physics(self, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        self._refuse_in_flight("render")
+        return self._simulation.drawable(index)
+
+    def close_extras(self, **kwargs: Any) -> None:
         """Let a step in flight end and stop the threads."""
+        super().close_extras(**kwargs)
         workers = getattr(self, "_workers", None)  # absent where construction failed
         if workers is not None:
             workers.close()
