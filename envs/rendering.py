@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import weakref
@@ -87,8 +88,11 @@ class Renderer:
         self._height, self._width = height, width
         self._gl = _gl_context(width, height)
         self._contexts: dict[Hashable, tuple[mujoco.MjvScene, mujoco.MjrContext]] = {}
-        # Also where nobody calls `close`: at the interpreter's end OpenGL can no longer be freed.
+        # Also where nobody calls `close`, and before EGL's own exit handler, which came earlier:
+        # of exit handlers the latest runs first.
         self._free = weakref.finalize(self, _free, self._gl, self._contexts)
+        self._free.atexit = False
+        atexit.register(self._free)
 
     def draw(
         self, model: mujoco.MjModel, data: mujoco.MjData, *, camera: Camera, key: Hashable
@@ -127,6 +131,7 @@ class Renderer:
     def close(self) -> None:
         """Free the graphics memory. May be called again."""
         self._free()
+        atexit.unregister(self._free)
 
     def _context(
         self, model: mujoco.MjModel, key: Hashable

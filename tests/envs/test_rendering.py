@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import mujoco
 import numpy as np
@@ -101,6 +103,18 @@ def test_a_free_camera_and_one_by_number(make, draw):
     pictures = [draw(env, camera=view)[0] for view in (camera, 2, "corner2", "topview")]
     np.testing.assert_array_equal(pictures[1], pictures[2])
     assert len({picture.tobytes() for picture in pictures}) == 3
+
+
+def test_the_interpreter_ends_quietly_without_close(make, draw):
+    draw(make("reach-v3"))  # skips where nothing can be drawn
+    code = """
+import envs
+env = envs.make_vec("reach-v3", seed=0, render_mode="rgb_array")
+env.reset()
+env.render()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_bad_input_is_named(make):
