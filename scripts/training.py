@@ -25,7 +25,7 @@ from mtrl.seeding import make_generator
 from mtrl.signals import StopRequest
 from mtrl.train import Progress, Schedule, Trainer
 from mtrl.types import Agent, Environments, State, Stateful
-from mtrl.wandb_logger import WandbLogger
+from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode
 
 from .command_line import exit_with, parse_options
 from .config import MAY_DIFFER_ON_RESUME, Config
@@ -54,6 +54,7 @@ def parse(benchmark: str) -> Config:
 def train(config: Config) -> int:
     """Train to the end, or until asked to stop; return the exit code."""
     config.validate()
+    wandb_mode = resolve_wandb_mode(config.wandb)
     console = setup_console()
     device = resolve_device(config.device)
     task_names = envs.task_names(config.benchmark)
@@ -66,20 +67,16 @@ def train(config: Config) -> int:
         training_envs = stack.enter_context(closing(make_envs(config, config.envs_per_task)))
         display = ProgressDisplay(config.total_steps, task_names, console=console)
         reached = state["progress"]["env_steps"] if state else 0
-        logger = LoggerGroup(
-            [
-                JsonlLogger(run.metrics_path, keep_until_env_steps=reached),
-                display,
-                WandbLogger(
-                    run.path,
-                    mode=config.wandb,
-                    name=run.path.name,
-                    config=config.to_json(),
-                    resume=config.resume,
-                ),
-            ]
+        metrics = JsonlLogger(run.metrics_path, keep_until_env_steps=reached)
+        wandb = WandbLogger(
+            run.path,
+            mode=wandb_mode,
+            name=run.path.name,
+            config=config.to_json(),
+            resume=config.resume,
         )
-        stack.enter_context(closing(logger))
+        logger = stack.enter_context(closing(LoggerGroup([metrics, display, wandb])))
+        stack.enter_context(wandb)
         evaluator = stack.enter_context(closing(Evaluator(config, device, stop)))
         trainer = Trainer(
             agent=make_agent(config, training_envs, device),
