@@ -11,7 +11,7 @@ import torch
 
 import envs
 from agents import SAC
-from mtrl.checkpoint import CheckpointError, load_latest, save_checkpoint
+from mtrl.checkpoint import load_latest
 from mtrl.device import resolve_device, resolve_precision, set_threads
 from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate
@@ -29,12 +29,13 @@ from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode
 
 from .command_line import exit_with, parse_options
 from .config import MAY_DIFFER_ON_RESUME, Config
+from .saving import Saver
 
 _messages = logging.getLogger("mtrl")
 
 
 def main(benchmark: str) -> None:
-    """Train as the command line says; exit with 0, 2 for bad input, or 128 plus a signal."""
+    """Train as the command line says; exit with 0, 1, 2 (bad input) or 128 plus a signal."""
     exit_with(lambda: train(parse(benchmark)))
 
 
@@ -52,7 +53,11 @@ def parse(benchmark: str) -> Config:
 
 
 def train(config: Config) -> int:
-    """Train to the end, or until asked to stop; return the exit code."""
+    """Train to the end, or until asked to stop; return the exit code.
+
+    Raises:
+        RunError: If it cannot go on.
+    """
     config.validate()
     wandb_mode = resolve_wandb_mode(config.wandb)
     console = setup_console()
@@ -77,6 +82,7 @@ def train(config: Config) -> int:
         )
         logger = stack.enter_context(closing(LoggerGroup([metrics, display, wandb])))
         stack.enter_context(wandb)
+        saver = Saver(run, metrics)
         evaluator = stack.enter_context(closing(Evaluator(config, device, stop)))
         trainer = Trainer(
             agent=make_agent(config, training_envs, device),
@@ -85,7 +91,8 @@ def train(config: Config) -> int:
             schedule=make_schedule(config),
             logger=logger,
             evaluate=evaluator,
-            save=lambda state, env_steps: save(run, state, env_steps),
+            save=saver,
+            save_failed=lambda: saver.failed,
             stop=stop,
             generator=make_generator(config.seed, "warm-up"),
             device=device,
@@ -98,7 +105,7 @@ def train(config: Config) -> int:
         elif evaluation := trainer.evaluation or evaluator(trainer.agent):
             # Without one of this process, the run had been finished before, or all but the summary.
             store_summary(run, summarize(config, evaluation, trainer.progress))
-    return stop.exit_code
+    return stop.exit_code or int(saver.failed)
 
 
 def open_run(config: Config) -> RunDirectory:
@@ -154,14 +161,6 @@ def last_logged_step(run: RunDirectory) -> int:
     """Return how many environment steps the run's metrics tell of."""
     rows = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
     return max((int(row["progress/env_steps"] or 0) for row in rows), default=0)
-
-
-def save(run: RunDirectory, state: State, env_steps: int) -> None:
-    """Save a checkpoint; a disk that refuses must not end the training."""
-    try:
-        save_checkpoint(run.checkpoints_path, state, env_steps=env_steps)
-    except CheckpointError as error:
-        _messages.warning("%s; training goes on", error)
 
 
 def store_summary(run: RunDirectory, summary: dict[str, object]) -> None:

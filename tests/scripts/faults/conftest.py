@@ -1,6 +1,5 @@
 """Faults are done to a real process, and nothing of it may be left behind."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ def no_orphans(tmp_path):
     left = {}
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and Path(os.readlink(entry / "cwd")) == tmp_path:
+            if entry.name.isdigit() and (entry / "cwd").readlink() == tmp_path:
                 left[entry.name] = (entry / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
