@@ -53,6 +53,12 @@ class Replay:
         )
         self._rows = torch.arange(num_tasks, device=generator.device)[:, None]
 
+    @staticmethod
+    def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
+        """Return how much memory a replay of these sizes takes."""
+        numbers = 2 * observation_size + action_size + 2
+        return torch.float32.itemsize * num_tasks * capacity * numbers
+
     def add(self, transitions: Batch) -> None:
         """Store N transitions of each task, ``(K, N, ...)``, over the oldest if the ring is full.
 
