@@ -73,6 +73,19 @@ class ToyVectorEnv(MultiTaskVectorEnv):
         }
         return Outcome(self._observations, rewards, infos)
 
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Add where the points are; see `MultiTaskVectorEnv.get_state`."""
+        return {**super().get_state(), "observations": self._observations.copy()}
+
+    def set_state(self, state: dict[str, NDArray[Any]]) -> None:
+        """Restore what `get_state` returned; see `MultiTaskVectorEnv.set_state`."""
+        if np.shape(state.get("observations")) != self._observations.shape:
+            raise ValueError(f"`observations` must have the shape {self._observations.shape}")
+        super().set_state(state)
+        self._observations[:] = state["observations"]
+        tasks = np.arange(self.num_envs) // self.envs_per_task
+        self._target[:] = self._targets[tasks, self._goal_indices]
+
 
 def _turned(points: NDArray[np.float64], quarter_turns: int) -> NDArray[np.float64]:
     """Turn `points` (M, 2) about the origin, counter-clockwise."""

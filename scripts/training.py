@@ -65,10 +65,10 @@ def train(config: Config) -> int:
         _messages.info("run directory: %s", run.path)
         training_envs = stack.enter_context(closing(make_envs(config, config.envs_per_task)))
         display = ProgressDisplay(config.total_steps, task_names, console=console)
-        reached = state["progress"]["env_steps"] if state else 0
+        lines = state["progress"]["lines"] if state else 0
         logger = LoggerGroup(
             [
-                JsonlLogger(run.metrics_path, keep_until_env_steps=reached),
+                JsonlLogger(run.metrics_path, keep_lines=lines),
                 display,
                 WandbLogger(
                     run.path,
