@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .goals import NUM_GOALS
 from .official_state import get_attributes, get_physics, physics_size, restore
-from .vector import MultiTaskVectorEnv, Outcome, VectorOptions
+from .vector import MultiTaskVectorEnv, Outcome, VectorOptions, require_array
 
 OBSERVATION_SIZE = 39
 MEASURES = (
@@ -106,8 +106,7 @@ class OfficialVectorEnv(MultiTaskVectorEnv):
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned; see `MultiTaskVectorEnv.set_state`."""
         widest = max(physics_size(env) for env in self._envs)
-        if np.shape(state.get("physics")) != (self.num_envs, widest):
-            raise ValueError(f"`state` needs 'physics', an array ({self.num_envs}, {widest})")
+        require_array(state, "physics", (self.num_envs, widest))
         super().set_state(state)
         self._reset_envs(np.arange(self.num_envs), self._goal_indices)
         for env, physics, attributes in zip(

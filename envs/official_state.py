@@ -66,4 +66,5 @@ def restore(env: SawyerXYZEnv, physics: NDArray[np.float64], attributes: dict[st
 def _is_view(value: Any, data: mujoco.MjData) -> bool:
     if not isinstance(value, np.ndarray):
         return False
-    return 0 <= value.ctypes.data - data.qpos.ctypes.data < data.nbuffer  # qpos begins the buffer
+    offset = value.ctypes.data - data.qpos.ctypes.data  # qpos begins the buffer
+    return bool(0 <= offset < data.nbuffer)

@@ -265,10 +265,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._refuse_sent("set_state")
         own = MultiTaskVectorEnv.get_state(self)
         for key, value in own.items():
-            found = state.get(key)
-            if not isinstance(found, np.ndarray) or found.shape != value.shape:
-                expected = f"an array of shape {value.shape}"
-                raise ValueError(f"`state` needs {key!r}, {expected}, found {np.shape(found)}")
+            require_array(state, key, value.shape)
         goals, elapsed = state["goal_indices"], state["elapsed"]
         if goals.min() < 0 or goals.max() >= self.num_goals:
             raise ValueError(f"`state` has goals outside [0, {self.num_goals}): {goals}")
@@ -325,3 +322,15 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
                 f" are not finite: {actions[index]}"
             )
         return actions
+
+
+def require_array(state: dict[str, Any], key: str, shape: tuple[int, ...]) -> None:
+    """Refuse a state that lacks an array.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    found = state.get(key)
+    if not isinstance(found, np.ndarray) or found.shape != shape:
+        what = "nothing" if found is None else f"one of shape {np.shape(found)}"
+        raise ValueError(f"`state` needs {key!r}, an array of shape {shape}, found {what}")

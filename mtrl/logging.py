@@ -1,6 +1,7 @@
 """Where numbers go: `metrics.jsonl`, the source of truth, and the fan-out to every other logger."""
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -60,7 +61,7 @@ class JsonlLogger:
 
     A line is handed to the operating system in one write, so a process that is killed leaves at
     most one partial line, at the end, which the next logger of that file removes. While the disk
-    is full, lines wait in memory and training goes on.
+    is full or the file out of reach, lines wait in memory and training goes on.
 
     Args:
         path: The file, created if missing; its directory must exist.
@@ -78,6 +79,7 @@ class JsonlLogger:
         self._pending = bytearray()
         self._dropped = 0
         self._warned = False
+        self._closed = False
         if path.is_file():
             _mend(path, keep_lines)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -92,10 +94,22 @@ class JsonlLogger:
             self._pending += line
         self._write_pending()
 
+    def flush(self) -> None:
+        """Make every line so far durable.
+
+        Raises:
+            OSError: some of them cannot be written now; they go on waiting.
+        """
+        self._write_pending()
+        if waiting := self._pending.count(b"\n"):
+            raise OSError(f"`{self._path}` lacks {waiting} lines that cannot be written")
+        os.fsync(self._descriptor)
+
     def close(self) -> None:
         """Write what is waiting, make the file durable, close it. May be called twice."""
-        if self._descriptor < 0:
+        if self._closed:
             return
+        self._closed = True
         self._write_pending()
         lost = self._dropped + self._pending.count(b"\n")
         if lost:
@@ -104,16 +118,23 @@ class JsonlLogger:
             )
         with contextlib.suppress(OSError):
             os.fsync(self._descriptor)
-        os.close(self._descriptor)
-        self._descriptor = -1
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
 
     def _write_pending(self) -> None:
         # A full disk may take the first half of a line. Exactly the other half is tried next time,
         # so that the file never holds a broken line in its middle.
         try:
+            if self._warned:
+                self._reopen()
+            if not os.fstat(self._descriptor).st_nlink:  # what is written there, nobody can read
+                raise FileNotFoundError(errno.ENOENT, "it was removed")
             while self._pending:
                 written = os.write(self._descriptor, self._pending)
                 del self._pending[:written]
+            if self._warned:
+                _messages.info("`%s` can be written again", self._path)
+            self._warned = False
         except OSError as error:
             if not self._warned:
                 _messages.warning(
@@ -122,6 +143,16 @@ class JsonlLogger:
                     error.strerror,
                 )
             self._warned = True
+
+    def _reopen(self) -> None:
+        """Open the file that the path names now, lest the old one is lost for good.
+
+        A missing file is not made: it would lack all the lines before.
+        """
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+        self._descriptor = descriptor
 
 
 def _mend(path: Path, keep_lines: int | None) -> None:

@@ -13,6 +13,7 @@ A run directory holds:
 import datetime
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -154,6 +155,14 @@ class RunDirectory:
     def wandb_path(self) -> Path:
         """Directory for wandb's files."""
         return self.path / "wandb"
+
+    def fault(self) -> str | None:
+        """Say what has become of the directory, if nothing can be stored there any more."""
+        if not self.config_path.is_file():
+            return "it is no longer there"
+        if not os.access(self.path, os.W_OK):
+            return "it may not be written any more"
+        return None
 
     def close(self) -> None:
         """Give up the lock; may be called twice."""

@@ -89,6 +89,7 @@ class Trainer:
         logger: Where metrics go.
         evaluate: Plays the evaluation protocol; returns None if it was asked to stop on the way.
         save: Stores a state, given how many environment steps it took.
+        save_failed: Tells whether the last `save` did, to repeat it at the next log line.
         stop: Asked after each step; once true, training saves its state and ends.
         generator: Draws the random actions of the warm-up.
         device: The agent's.
@@ -106,6 +107,7 @@ class Trainer:
     stop: Callable[[], bool]
     generator: torch.Generator
     device: torch.device | str = "cpu"
+    save_failed: Callable[[], bool] = lambda: False
     on_step: Callable[[Progress], object] | None = None
     progress: Progress = field(default_factory=Progress)
     evaluation: Evaluation | None = None
@@ -142,7 +144,9 @@ class Trainer:
             if self._crossed(schedule.eval_every, before):
                 self._evaluate()
             stopping = self.stop()
-            if self._crossed(schedule.checkpoint_every, before) or stopping:
+            due = self._crossed(schedule.checkpoint_every, before)
+            again = self._crossed(schedule.log_every, before) and self.save_failed()
+            if due or again or stopping:
                 self._save()
         return progress.env_steps >= schedule.total_steps and not progress.evaluation_due
 

@@ -11,7 +11,7 @@ import torch
 
 import envs
 from agents import SAC
-from mtrl.checkpoint import CheckpointError, load_latest, save_checkpoint
+from mtrl.checkpoint import load_latest
 from mtrl.device import resolve_device, resolve_precision, set_threads
 from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate
@@ -25,16 +25,17 @@ from mtrl.seeding import make_generator
 from mtrl.signals import StopRequest
 from mtrl.train import Progress, Schedule, Trainer
 from mtrl.types import Agent, Environments, State, Stateful
-from mtrl.wandb_logger import WandbLogger
+from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode
 
 from .command_line import exit_with, parse_options
 from .config import MAY_DIFFER_ON_RESUME, Config
+from .saving import Saver
 
 _messages = logging.getLogger("mtrl")
 
 
 def main(benchmark: str) -> None:
-    """Train as the command line says; exit with 0, 2 for bad input, or 128 plus a signal."""
+    """Train as the command line says; exit with 0, 1, 2 (bad input) or 128 plus a signal."""
     exit_with(lambda: train(parse(benchmark)))
 
 
@@ -52,8 +53,13 @@ def parse(benchmark: str) -> Config:
 
 
 def train(config: Config) -> int:
-    """Train to the end, or until asked to stop; return the exit code."""
+    """Train to the end, or until asked to stop; return the exit code.
+
+    Raises:
+        RunError: If it cannot go on.
+    """
     config.validate()
+    wandb_mode = resolve_wandb_mode(config.wandb)
     console = setup_console()
     device = resolve_device(config.device)
     task_names = envs.task_names(config.benchmark)
@@ -66,20 +72,17 @@ def train(config: Config) -> int:
         training_envs = stack.enter_context(closing(make_envs(config, config.envs_per_task)))
         display = ProgressDisplay(config.total_steps, task_names, console=console)
         lines = state["progress"]["lines"] if state else 0
-        logger = LoggerGroup(
-            [
-                JsonlLogger(run.metrics_path, keep_lines=lines),
-                display,
-                WandbLogger(
-                    run.path,
-                    mode=config.wandb,
-                    name=run.path.name,
-                    config=config.to_json(),
-                    resume=config.resume,
-                ),
-            ]
+        metrics = JsonlLogger(run.metrics_path, keep_lines=lines)
+        wandb = WandbLogger(
+            run.path,
+            mode=wandb_mode,
+            name=run.path.name,
+            config=config.to_json(),
+            resume=config.resume,
         )
-        stack.enter_context(closing(logger))
+        logger = stack.enter_context(closing(LoggerGroup([metrics, display, wandb])))
+        stack.enter_context(wandb)
+        saver = Saver(run, metrics)
         evaluator = stack.enter_context(closing(Evaluator(config, device, stop)))
         trainer = Trainer(
             agent=make_agent(config, training_envs, device),
@@ -88,7 +91,8 @@ def train(config: Config) -> int:
             schedule=make_schedule(config),
             logger=logger,
             evaluate=evaluator,
-            save=lambda state, env_steps: save(run, state, env_steps),
+            save=saver,
+            save_failed=lambda: saver.failed,
             stop=stop,
             generator=make_generator(config.seed, "warm-up"),
             device=device,
@@ -101,7 +105,7 @@ def train(config: Config) -> int:
         elif evaluation := trainer.evaluation or evaluator(trainer.agent):
             # Without one of this process, the run had been finished before, or all but the summary.
             store_summary(run, summarize(config, evaluation, trainer.progress))
-    return stop.exit_code
+    return stop.exit_code or int(saver.failed)
 
 
 def open_run(config: Config) -> RunDirectory:
@@ -157,14 +161,6 @@ def last_logged_step(run: RunDirectory) -> int:
     """Return how many environment steps the run's metrics tell of."""
     rows = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
     return max((int(row["progress/env_steps"] or 0) for row in rows), default=0)
-
-
-def save(run: RunDirectory, state: State, env_steps: int) -> None:
-    """Save a checkpoint; a disk that refuses must not end the training."""
-    try:
-        save_checkpoint(run.checkpoints_path, state, env_steps=env_steps)
-    except CheckpointError as error:
-        _messages.warning("%s; training goes on", error)
 
 
 def store_summary(run: RunDirectory, summary: dict[str, object]) -> None:

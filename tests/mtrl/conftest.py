@@ -6,7 +6,7 @@ from mtrl.types import Batch
 
 @pytest.fixture(scope="session")
 def stored():
-    """Read all transitions of a replay with as many for each task, oldest first, ``(K, M, ...)``."""
+    """Read all transitions of a replay, as many of each task, oldest first, ``(K, M, ...)``."""
 
     def stored(replay):
         state = replay.state_dict()
