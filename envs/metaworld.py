@@ -10,7 +10,8 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
 from .goals import NUM_GOALS
-from .vector import MultiTaskVectorEnv, Outcome, VectorOptions
+from .official_state import get_attributes, get_physics, physics_size, restore
+from .vector import MultiTaskVectorEnv, Outcome, VectorOptions, require_array
 
 OBSERVATION_SIZE = 39
 MEASURES = (
@@ -91,6 +92,27 @@ class OfficialVectorEnv(MultiTaskVectorEnv):
             for name, values in self._infos.items():
                 values[index] = info[name]
         return Outcome(self._observations, self._rewards, self._infos)
+
+    def get_state(self) -> dict[str, Any]:
+        """Add physics and attributes; see `MultiTaskVectorEnv.get_state`."""
+        physics = [get_physics(env) for env in self._envs]
+        widest = max(state.size for state in physics)
+        return {
+            **super().get_state(),
+            "physics": np.array([np.pad(state, (0, widest - state.size)) for state in physics]),
+            "attributes": [get_attributes(env) for env in self._envs],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` returned; see `MultiTaskVectorEnv.set_state`."""
+        widest = max(physics_size(env) for env in self._envs)
+        require_array(state, "physics", (self.num_envs, widest))
+        super().set_state(state)
+        self._reset_envs(np.arange(self.num_envs), self._goal_indices)
+        for env, physics, attributes in zip(
+            self._envs, state["physics"], state["attributes"], strict=True
+        ):
+            restore(env, physics[: physics_size(env)], attributes)
 
     def close_extras(self) -> None:
         """Close the official environments."""

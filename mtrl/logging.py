@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import math
@@ -16,7 +17,6 @@ from .types import Logger
 
 _messages = logging.getLogger("mtrl")
 
-_STEP_KEY = "progress/env_steps"
 # About ten hours of a disk being full, at one 10 kB line (fifty tasks) every ten seconds.
 _BACKLOG_BYTES = 32 * 2**20
 
@@ -65,22 +65,23 @@ class JsonlLogger:
 
     Args:
         path: The file, created if missing; its directory must exist.
-        keep_until_env_steps: For a run that goes on from a checkpoint: lines whose
-            `progress/env_steps` is greater are removed, since they will be written again.
+        keep_lines: For a run that goes on from a checkpoint: how many lines there were when it
+            was saved. Those after are removed, since they will be written again; a file that has
+            fewer is warned about.
 
     Raises:
         OSError: the file cannot be opened for writing, or rewritten.
-        UserError: a line other than the last is not JSON; the file is left as it is.
+        UserError: a line to be kept is not JSON; the file is left as it is.
     """
 
-    def __init__(self, path: Path, *, keep_until_env_steps: int | None = None):
+    def __init__(self, path: Path, *, keep_lines: int | None = None):
         self._path = path
         self._pending = bytearray()
         self._dropped = 0
         self._warned = False
         self._closed = False
         if path.is_file():
-            _mend(path, math.inf if keep_until_env_steps is None else keep_until_env_steps)
+            _mend(path, keep_lines)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
@@ -154,13 +155,17 @@ class JsonlLogger:
         self._descriptor = descriptor
 
 
-def _mend(path: Path, last_env_steps: float | int) -> None:
-    """Drop a partial last line and the lines beyond `last_env_steps`, all or nothing."""
-    kept = b"".join(
-        line if line.endswith(b"\n") else line + b"\n"
-        for line, row in _complete_lines(path)
-        if (row.get(_STEP_KEY) or 0) <= last_env_steps
-    )
+def _mend(path: Path, keep_lines: int | None) -> None:
+    """Drop a partial last line and the lines beyond the first `keep_lines`, all or nothing."""
+    lines = [line for line, _ in itertools.islice(_complete_lines(path), keep_lines)]
+    if keep_lines is not None and len(lines) < keep_lines:
+        _messages.warning(
+            "`%s` has %d lines, but %d were there when the checkpoint was saved",
+            path,
+            len(lines),
+            keep_lines,
+        )
+    kept = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
     if kept != path.read_bytes():
         with replace_atomically(path) as file:
             file.write(kept)

@@ -73,8 +73,8 @@ def train(config: Config) -> int:
         _messages.info("run directory: %s", run.path)
         training_envs = stack.enter_context(closing(make_envs(config, config.envs_per_task)))
         display = ProgressDisplay(config.total_steps, task_names, console=console)
-        reached = state["progress"]["env_steps"] if state else 0
-        metrics = JsonlLogger(run.metrics_path, keep_until_env_steps=reached)
+        lines = state["progress"]["lines"] if state else 0
+        metrics = JsonlLogger(run.metrics_path, keep_lines=lines)
         wandb = WandbLogger(
             run.path,
             mode=wandb_mode,

@@ -148,11 +148,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         return {
             **super().get_state(),
             **self._python_rewards.get_state(),
-            "needs_reset": np.array(self._needs_reset),
-            "goal_indices": self._goal_indices.copy(),
             "goals": self._goals_played(),
-            "elapsed": self._elapsed.copy(),
-            "episodes": self._schedule.episodes.copy(),
             "num_diverged": np.array(self.num_diverged),
             "physics": np.array([np.pad(state, (0, widest - state.size)) for state in physics]),
             "scenes": self._simulation.get_scenes(),
@@ -169,11 +165,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         """
         self._refuse_in_flight("set_state")
         self._refuse_foreign(state)
-        super().set_state({"generators": state["generators"]})
-        self._needs_reset = bool(state["needs_reset"])
-        self._goal_indices[:] = state["goal_indices"]
-        self._elapsed[:] = state["elapsed"]
-        self._schedule.episodes[:] = state["episodes"]
+        super().set_state(state)
         self.num_diverged = int(state["num_diverged"])
         for row in range(self.num_envs):
             self._restore(row, int(self._goal_indices[row]))
