@@ -6,6 +6,7 @@ import logging
 
 from mtrl.checkpoint import CheckpointError, save_checkpoint
 from mtrl.errors import RunError
+from mtrl.guard import NonFiniteError, first_not_finite
 from mtrl.logging import JsonlLogger
 from mtrl.run_directory import RunDirectory
 from mtrl.types import State
@@ -46,6 +47,11 @@ class Saver:
             self._miss(fault)
             return
         self._tries = 0
+        if name := first_not_finite(state["agent"], "agent/"):
+            if not self.failed:
+                _messages.warning("%s is not finite: no checkpoint is made of that", name)
+            self.failed = True
+            return
         try:
             self._metrics.flush()
             save_checkpoint(self._run.checkpoints_path, state, env_steps=env_steps)
@@ -73,3 +79,20 @@ class Saver:
             self._tries,
             MAX_TRIES,
         )
+
+
+def store_fault(run: RunDirectory, fault: NonFiniteError, state: State) -> RunError:
+    """Store what it takes to reproduce a fault, apart from the checkpoints, and say where."""
+    name = first_not_finite(state["agent"], "agent/")
+    reason = f"{fault} ({name} is not finite)" if name else str(fault)
+    directory = run.path / "faults"
+    try:
+        path = save_checkpoint(
+            directory, {**state, "fault": reason}, env_steps=state["progress"]["env_steps"]
+        )
+    except CheckpointError as error:
+        return RunError(f"{reason}; what led to it could not be stored: {error}")
+    return RunError(
+        f"{reason}; the state it happens in is in {path}; `--resume` goes on from the last good "
+        "checkpoint"
+    )

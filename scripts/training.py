@@ -16,6 +16,7 @@ from mtrl.device import resolve_device, resolve_precision, set_threads
 from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
+from mtrl.guard import NonFiniteError
 from mtrl.logging import JsonlLogger, LoggerGroup, read_metrics
 from mtrl.memory import require_memory
 from mtrl.progress import ProgressDisplay, setup_console
@@ -30,7 +31,7 @@ from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode
 
 from .command_line import exit_with, parse_options
 from .config import MAY_DIFFER_ON_RESUME, Config
-from .saving import Saver
+from .saving import Saver, store_fault
 
 _messages = logging.getLogger("mtrl")
 
@@ -102,7 +103,11 @@ def train(config: Config) -> int:
         )
         if state is not None:
             restore(trainer, state, run)
-        if not trainer.run():
+        try:
+            finished = trainer.run()
+        except NonFiniteError as fault:
+            raise store_fault(run, fault, trainer.state_dict()) from fault
+        if not finished:
             _messages.info("stopped; to go on: --resume --run-dir %s", run.path)
         elif evaluation := trainer.evaluation or evaluator(trainer.agent):
             # Without one of this process, the run had been finished before, or all but the summary.
