@@ -80,6 +80,13 @@ class Replay:
         """Transitions of the task that has the fewest."""
         return int((self._begun - self._forgotten).min())
 
+    @staticmethod
+    def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
+        """Return how much memory a replay of these sizes takes."""
+        numbers = observation_size + action_size + 1
+        marks = torch.bool.itemsize + torch.int32.itemsize + torch.int64.itemsize
+        return num_tasks * capacity * (torch.float32.itemsize * numbers + marks)
+
     def add(
         self,
         transitions: Batch,

@@ -26,7 +26,6 @@ from .run_lock import RunLock
 
 MAX_CONFIG_BYTES = 16 << 20
 _CONFIG = "config.json"
-_SHOWN_DIFFERENCES = 5
 _ABSENT = object()
 
 _logger = logging.getLogger("mtrl")
@@ -240,11 +239,9 @@ def _refuse_differences(
             change = f"`--{option}`: {_show(old)} -> {_show(new)}"
             (allowed if key in may_differ else refused).append(change)
     if refused:
-        more = len(refused) - _SHOWN_DIFFERENCES
         raise UserError(
             f"`--resume`: the run in {path} has other settings (stored -> given): "
-            + ", ".join(refused[:_SHOWN_DIFFERENCES])
-            + (f" and {more} more" if more > 0 else "")
+            + ", ".join(refused)
             + ". Give the stored ones, or start another run in a new `--run-dir`"
         )
     for change in allowed:

@@ -17,6 +17,7 @@ from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
 from mtrl.logging import JsonlLogger, LoggerGroup, read_metrics
+from mtrl.memory import require_memory
 from mtrl.progress import ProgressDisplay, setup_console
 from mtrl.provenance import library_versions, machine
 from mtrl.replay import Replay
@@ -62,6 +63,7 @@ def train(config: Config) -> int:
     wandb_mode = resolve_wandb_mode(config.wandb)
     console = setup_console()
     device = resolve_device(config.device)
+    require_memory(memory_needs(config), device)
     task_names = envs.task_names(config.benchmark)
     set_threads(config.threads)
     with ExitStack() as stack:
@@ -214,6 +216,28 @@ def make_replay(config: Config, environments: Environments, device: torch.device
         environments.single_action_space.shape[0],
         generator=make_generator(config.seed, "replay", device),
     )
+
+
+def memory_needs(config: Config) -> dict[str, int]:
+    """Return the least bytes that the large things take, by the option that decides them."""
+    K = len(envs.task_names(config.benchmark))
+    observation_size, action_size = envs.space_sizes(config.benchmark)
+    agent, rows = config.agent, K * config.batch_size
+    # What the backward pass needs of the forward pass: each layer's output, of both critics.
+    activations = 2 * agent.critic_width * agent.critic_depth + agent.actor_width
+    # Each task's gradient of the critics' hidden layers, which are the larger ones.
+    gradients = (
+        2 * agent.critic_width**2 * (agent.critic_depth - 1) + agent.critic_width * observation_size
+    )
+    return {
+        f"--replay-capacity {config.replay_capacity}": Replay.bytes_needed(
+            K, config.replay_capacity, observation_size, action_size
+        ),
+        f"--batch-size {config.batch_size}": 4
+        * rows
+        * (2 * observation_size + action_size + activations),
+        f"--critic-width {agent.critic_width}": 4 * K * gradients,
+    }
 
 
 def make_schedule(config: Config) -> Schedule:

@@ -39,7 +39,8 @@ class Script:
 
     def __init__(self, name, options, directory, *, before=(), environment=None, terminal=None):
         """Start it: `before` goes in front of the command, `terminal` is its standard streams."""
-        self._out, self._err = directory / ".out", directory / ".err"
+        number = len(list(directory.glob(".err*")))
+        self._out, self._err = directory / f".out{number}", directory / f".err{number}"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
         script = name if isinstance(name, Path) else SCRIPTS / f"{name}.py"
         with self._out.open("w") as out, self._err.open("w") as err:
@@ -150,5 +151,5 @@ def snapshot():
     return lambda directory: {
         path.relative_to(directory): path.read_bytes()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in (".out", ".err")
+        if path.is_file() and not path.name.startswith((".out", ".err"))
     }
