@@ -116,7 +116,7 @@ class Guard:
         """
         if self._counts is None:
             return
-        _, most, total = self._counts.cpu().numpy()
+        _, most, total = self._counts.to("cpu", copy=True).numpy()
         self._counts[1:] = 0
         if not total.any():
             return
@@ -152,8 +152,7 @@ class Guard:
     ) -> NDArray[np.bool_]:
         """Find the rows that are not finite in the precision they are stored with."""
         with np.errstate(over="ignore"):
-            sound: NDArray[np.bool_] = np.isfinite(values.astype(np.float32)).all(axis=1)
-        broken = np.logical_not(sound)
+            broken = np.asarray(~np.isfinite(values.astype(np.float32)).all(axis=1), np.bool_)
         for row in np.flatnonzero(broken):
             key = quantity, int(self._tasks[row])
             if key not in self._named:
