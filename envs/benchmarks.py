@@ -109,6 +109,23 @@ class Benchmark:
     is_named: bool
 
 
+def space_sizes(benchmark: str | Sequence[str]) -> tuple[int, int]:
+    """Tell the sizes of a benchmark's observations, without the one-hot, and of its actions.
+
+    Loads no simulator.
+
+    Args:
+        benchmark: As for `task_names`.
+
+    Returns:
+        O and A.
+
+    Raises:
+        UserError: as `task_names` does.
+    """
+    return (4, 2) if resolve(benchmark).is_toy else (39, 4)
+
+
 def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:
     """Name the K tasks of a benchmark, in the order of the one-hot; loads no simulator.
 

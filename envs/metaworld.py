@@ -11,8 +11,9 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
 from .goals import NUM_GOALS
+from .official_state import get_attributes, get_physics, physics_size, restore
 from .rendering import MujocoVectorEnv
-from .vector import Outcome, VectorOptions
+from .vector import Outcome, VectorOptions, require_array
 
 OBSERVATION_SIZE = 39
 MEASURES = (
@@ -96,6 +97,27 @@ class OfficialVectorEnv(MujocoVectorEnv):
 
     def _physics(self, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         return self._envs[index].model, self._envs[index].data
+
+    def get_state(self) -> dict[str, Any]:
+        """Add physics and attributes; see `MultiTaskVectorEnv.get_state`."""
+        physics = [get_physics(env) for env in self._envs]
+        widest = max(state.size for state in physics)
+        return {
+            **super().get_state(),
+            "physics": np.array([np.pad(state, (0, widest - state.size)) for state in physics]),
+            "attributes": [get_attributes(env) for env in self._envs],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` returned; see `MultiTaskVectorEnv.set_state`."""
+        widest = max(physics_size(env) for env in self._envs)
+        require_array(state, "physics", (self.num_envs, widest))
+        super().set_state(state)
+        self._reset_envs(np.arange(self.num_envs), self._goal_indices)
+        for env, physics, attributes in zip(
+            self._envs, state["physics"], state["attributes"], strict=True
+        ):
+            restore(env, physics[: physics_size(env)], attributes)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the official environments."""

@@ -7,7 +7,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from .goals import NUM_GOALS
-from .vector import MultiTaskVectorEnv, Outcome, VectorOptions
+from .vector import MultiTaskVectorEnv, Outcome, VectorOptions, require_array
 
 # The target is the observed goal, turned by this many quarter turns about the origin.
 _QUARTER_TURNS = {"toy-reach": 0, "toy-left": 1, "toy-mirror": 2, "toy-right": 3}
@@ -72,6 +72,18 @@ class ToyVectorEnv(MultiTaskVectorEnv):
             "unscaled_reward": rewards,
         }
         return Outcome(self._observations, rewards, infos)
+
+    def get_state(self) -> dict[str, Any]:
+        """Add where the points are; see `MultiTaskVectorEnv.get_state`."""
+        return {**super().get_state(), "observations": self._observations.copy()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` returned; see `MultiTaskVectorEnv.set_state`."""
+        require_array(state, "observations", self._observations.shape)
+        super().set_state(state)
+        self._observations[:] = state["observations"]
+        tasks = np.arange(self.num_envs) // self.envs_per_task
+        self._target[:] = self._targets[tasks, self._goal_indices]
 
 
 def _turned(points: NDArray[np.float64], quarter_turns: int) -> NDArray[np.float64]:

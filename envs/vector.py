@@ -50,15 +50,17 @@ class VectorOptions:
 class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]], abc.ABC):
     """N environments of each of K tasks; environment `k * N + n` is the n-th of task k.
 
-    An episode plays one of its task's 50 goals and lasts exactly `max_episode_steps`: success
-    does not end it, so `terminated` is never set. Autoreset happens in the same step: the
+    An episode plays one of its task's 50 goals and lasts exactly `max_episode_steps`, less only
+    where it comes to an observation or reward that is not finite: success does not end it, so
+    `terminated` is never set. Autoreset happens in the same step: the
     observation returned with `truncated` is already the next episode's first.
 
     `infos` holds dense arrays of the step taken, also where it ended an episode: `success` (bool),
     `goal_index` (of the episode the step belonged to), the measures of the concrete class, and
     `final_obs` (K*N, O): the observation the step led to. Where `_final_obs` (K*N,) is True that
     is the episode's last, and elsewhere it equals the observation returned, so `final_obs` is
-    always the right next observation of a transition.
+    always the right next observation of a transition. Where `diverged` (K*N,) is True the
+    simulation gave up: that step never happened, and its episode ends.
 
     Attributes:
         task_names: K names, in the order of the one-hot.
@@ -120,6 +122,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._goal_indices = np.zeros(self.num_envs, np.int64)
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._needs_reset = True
+        self._sent: NDArray[Any] | None = None  # actions of a step that `recv` will take
 
     @abc.abstractmethod
     def _reset_envs(
@@ -155,8 +158,10 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             Observations (K*N, O) and `goal_index` (K*N,).
 
         Raises:
+            RuntimeError: between `send` and `recv`.
             ValueError: for options that are unknown or out of range.
         """
+        self._refuse_sent("reset")
         if seed is not None:
             self._schedule.reseed(seed)
         self._schedule.restart()
@@ -187,14 +192,19 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
 
         Raises:
             ValueError: for actions of a wrong shape or not finite, before anything has moved.
-            ResetNeeded: if `reset` has not been called yet, or not since `set_state`.
+            ResetNeeded: if `reset` has not been called yet.
+            RuntimeError: between `send` and `recv`.
         """
+        self._refuse_sent("step")
         if self._needs_reset:
             raise ResetNeeded("call reset() before step()")
         outcome = self._step_envs(self._checked(actions))
         self._elapsed += 1
-        truncated = self._elapsed >= self.max_episode_steps
+        # From numbers that are not finite no simulation recovers, so such an episode is over.
+        sound = np.isfinite(outcome.observations).all(axis=1) & np.isfinite(outcome.rewards)
+        truncated = (self._elapsed >= self.max_episode_steps) | ~sound
         infos: dict[str, Any] = {name: values.copy() for name, values in outcome.infos.items()}
+        infos.setdefault("diverged", np.zeros(self.num_envs, np.bool_))
         infos["goal_index"] = self._goal_indices.copy()
         infos["final_obs"] = self._with_one_hot(outcome.observations)
         infos["_final_obs"] = truncated.copy()
@@ -207,24 +217,77 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             observations[ended, : first.shape[1]] = first
         return observations, rewards, np.zeros(self.num_envs, np.bool_), truncated, infos
 
-    def get_state(self) -> dict[str, NDArray[np.uint64]]:
-        """Return what decides the goals of all episodes to come.
+    def send(self, actions: NDArray[Any]) -> None:
+        """Start a step, for the caller to do something else before `recv`.
 
-        The physics inside an episode are not part of it: a restored environment starts new
-        episodes. Sequential goals start over at every reset and need no state.
-        """
-        return {"generators": self._schedule.get_state()}
+        Here the step is only taken in `recv`; classes that can, simulate in the meantime.
 
-    def set_state(self, state: dict[str, NDArray[np.uint64]]) -> None:
-        """Restore what `get_state` returned; the next call must be `reset()`.
+        Args:
+            actions: (K*N, A), finite; the caller may reuse the array at once.
 
         Raises:
-            ValueError: if the state is not one of K*N environments.
+            RuntimeError: if the step before was not received.
+            ResetNeeded, ValueError: as `step` does, before anything has moved.
         """
-        if set(state) != {"generators"}:
-            raise ValueError(f"`state` has the keys {sorted(state)}, expected ['generators']")
+        self._refuse_sent("send")
+        if self._needs_reset:
+            raise ResetNeeded("call reset() before send()")
+        self._sent = np.array(self._checked(actions))
+
+    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Return what `step` returns, of the step that `send` started.
+
+        Raises:
+            RuntimeError: if nothing was sent.
+        """
+        if self._sent is None:
+            raise RuntimeError("call send(actions) before recv()")
+        actions, self._sent = self._sent, None
+        return self.step(actions)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return all that decides the steps to come, the inside of episodes included.
+
+        `set_state` continues from it bit for bit, in another process too. Subclasses add what
+        their simulation needs.
+
+        Raises:
+            RuntimeError: between `send` and `recv`.
+        """
+        self._refuse_sent("get_state")
+        return {
+            "generators": self._schedule.get_state(),
+            "episodes": self._schedule.episodes.copy(),
+            "goal_indices": self._goal_indices.copy(),
+            "elapsed": self._elapsed.copy(),
+            "needs_reset": np.array(self._needs_reset),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` returned; the next call may be `step`.
+
+        Raises:
+            RuntimeError: between `send` and `recv`.
+            ValueError: if the state is not one of these tasks, goals and numbers of environments.
+        """
+        self._refuse_sent("set_state")
+        own = MultiTaskVectorEnv.get_state(self)
+        for key, value in own.items():
+            require_array(state, key, value.shape)
+        goals, elapsed = state["goal_indices"], state["elapsed"]
+        if goals.min() < 0 or goals.max() >= self.num_goals:
+            raise ValueError(f"`state` has goals outside [0, {self.num_goals}): {goals}")
+        if elapsed.min() < 0 or elapsed.max() >= self.max_episode_steps:
+            raise ValueError(f"`state` is not of episodes of {self.max_episode_steps} steps")
         self._schedule.set_state(state["generators"])
-        self._needs_reset = True
+        self._schedule.episodes[:] = state["episodes"]
+        self._goal_indices[:] = goals
+        self._elapsed[:] = elapsed
+        self._needs_reset = bool(state["needs_reset"])
+
+    def _refuse_sent(self, call: str) -> None:
+        if self._sent is not None:
+            raise RuntimeError(f"call recv() before {call}(): a step is in flight")
 
     def _start_episodes(
         self, indices: NDArray[np.int64], goal_indices: NDArray[np.int64]
@@ -267,3 +330,15 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
                 f" are not finite: {actions[index]}"
             )
         return actions
+
+
+def require_array(state: dict[str, Any], key: str, shape: tuple[int, ...]) -> None:
+    """Refuse a state that lacks an array.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    found = state.get(key)
+    if not isinstance(found, np.ndarray) or found.shape != shape:
+        what = "nothing" if found is None else f"one of shape {np.shape(found)}"
+        raise ValueError(f"`state` needs {key!r}, an array of shape {shape}, found {what}")

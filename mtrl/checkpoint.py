@@ -11,9 +11,10 @@ What a state may hold is in `state_tree`.
 """
 
 import logging
+import math
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,14 @@ from safetensors.torch import save_file
 
 from .errors import UserError
 from .files import fsync_directory, write_json_atomic
-from .manifest import CheckpointError, read_json, verify_manifest, write_manifest
+from .manifest import (
+    CheckpointError,
+    Label,
+    read_json,
+    read_label,
+    verify_manifest,
+    write_manifest,
+)
 from .state_tree import pack, unpack
 from .types import State
 
@@ -40,10 +48,15 @@ __all__ = [
 ]
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
-MAX_STATE_BYTES = 64 << 20
+MAX_STATE_BYTES = 16 << 20
 
 _NAME = re.compile(r"step_(?P<env_steps>\d{12,})(?P<replaced>\.old)?")
 _TEMPORARY = ".incomplete_"
+
+_UNPACKING_ERRORS = (
+    *(OSError, SafetensorError),
+    *(AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError),
+)
 
 _logger = logging.getLogger("mtrl")
 
@@ -55,17 +68,26 @@ class LoadedCheckpoint:
     Attributes:
         state: what `save_checkpoint` was given, or the sections asked for. CPU tensors and arrays
             are private views of the file: copy them into place rather than keeping them.
-        env_steps: environment steps over all tasks when it was saved.
+        label: what its manifest says.
         path: the directory it was read from.
     """
 
     state: State
-    env_steps: int
+    label: Label
     path: Path
 
 
-def save_checkpoint(directory: Path, state: State, *, env_steps: int, keep_last: int = 2) -> Path:
-    """Write `directory/step_<env_steps>` and remove all but the `keep_last` newest checkpoints.
+def save_checkpoint(
+    directory: Path,
+    state: State,
+    *,
+    env_steps: int,
+    run: str = "",
+    score: float | None = None,
+    keep_last: int = 2,
+    keep_best: int = 1,
+) -> Path:
+    """Write `directory/step_<env_steps>`; keep the newest and the best checkpoints, remove others.
 
     Whatever happens on the way (a full disk, a kill, a power cut), the checkpoints that were there
     stay until the new one is on disk and reads back equal to `state`. One process may save into a
@@ -75,7 +97,10 @@ def save_checkpoint(directory: Path, state: State, *, env_steps: int, keep_last:
         directory: made if it is missing.
         state: see `state_tree`. Tensors that share memory are stored separately.
         env_steps: environment steps so far over all tasks; a checkpoint of the same is replaced.
-        keep_last: how many checkpoints stay, the new one included.
+        run: whose checkpoint it is.
+        score: how well its agent was evaluated, if it was.
+        keep_last: how many of the newest checkpoints stay, the new one included.
+        keep_best: how many more stay, those of the highest score; of equal ones the newest.
 
     Returns:
         The directory of the new checkpoint.
@@ -83,12 +108,12 @@ def save_checkpoint(directory: Path, state: State, *, env_steps: int, keep_last:
     Raises:
         CheckpointError: the file system refuses.
         TypeError: `state` holds something that has no form here; the message names its path.
-        ValueError: `env_steps` is negative or `keep_last` is not positive.
+        ValueError: `env_steps` or `keep_best` is negative, or `keep_last` is not positive.
     """
-    if env_steps < 0 or keep_last < 1:
+    if env_steps < 0 or keep_last < 1 or keep_best < 0:
         raise ValueError(
-            "`env_steps` must be at least 0 and `keep_last` at least 1, "
-            f"got {env_steps} and {keep_last}"
+            "`env_steps` and `keep_best` must be at least 0 and `keep_last` at least 1, "
+            f"got {env_steps}, {keep_best} and {keep_last}"
         )
     structure, arrays = pack(state)
     final = directory / f"step_{env_steps:012d}"
@@ -96,10 +121,10 @@ def save_checkpoint(directory: Path, state: State, *, env_steps: int, keep_last:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(leftover)
+            _delete(leftover)
         temporary.mkdir()
         try:
-            _write(temporary, structure, arrays, env_steps)
+            _write(temporary, structure, arrays, Label(env_steps, run, score))
             _move_into_place(temporary, final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -109,7 +134,7 @@ def save_checkpoint(directory: Path, state: State, *, env_steps: int, keep_last:
             f"checkpoint `{final}` cannot be written ({error}): free some space or choose another "
             "`--run-dir`; earlier checkpoints are untouched"
         ) from error
-    _remove_old(directory, final, keep_last)
+    _remove_old(directory, final, keep_last, keep_best)
     return final
 
 
@@ -127,23 +152,33 @@ def load_checkpoint(
     Raises:
         CheckpointError: something is missing, damaged, or newer than this program.
     """
-    env_steps = verify_manifest(path, (TENSORS, STATE))
+    label = verify_manifest(path, (TENSORS, STATE))
     try:
         sections = read_json(path / STATE, MAX_STATE_BYTES)["dict"]
         if only is not None:
             sections = _select(sections, only, path / STATE)
         # The header is parsed only now: the digest vouches for it.
         with safe_open(path / TENSORS, framework="pt") as arrays:
-            state = unpack({"dict": sections}, arrays.get_tensor, device)
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint `{path}` cannot be restored: {error}") from error
-    return LoadedCheckpoint(state, env_steps, path)
+            state = unpack({"dict": sections}, _each_once(arrays), device)
+    except _UNPACKING_ERRORS as error:
+        raise CheckpointError(f"checkpoint `{path}` cannot be restored: {error!r}") from error
+    return LoadedCheckpoint(state, label, path)
 
 
 def load_latest(
-    directory: Path, *, device: torch.device | str = "cpu", only: Iterable[str] | None = None
+    directory: Path,
+    *,
+    run: str | None = None,
+    device: torch.device | str = "cpu",
+    only: Iterable[str] | None = None,
 ) -> LoadedCheckpoint:
-    """Read the newest good checkpoint in `directory`; damaged newer ones are warned about.
+    """Read the newest good checkpoint in `directory`; newer ones that are not are warned about.
+
+    Args:
+        directory: where `save_checkpoint` saved.
+        run: whose checkpoint it must be; None for anyone's.
+        device: see `load_checkpoint`.
+        only: see `load_checkpoint`.
 
     Raises:
         UserError: there is no good one.
@@ -153,6 +188,8 @@ def load_latest(
     for path in _checkpoints(directory):
         try:
             loaded = load_checkpoint(path, device=device, only=only)
+            if run is not None and loaded.label.run != run:
+                raise CheckpointError(f"`{path}` belongs to another run")
         except CheckpointError as error:
             faults.append(str(error))
             continue
@@ -187,9 +224,7 @@ def _without_arrays(node: Any) -> Any:
     return node.tolist() if isinstance(node, np.ndarray) else node
 
 
-def _write(
-    directory: Path, structure: Any, arrays: dict[str, torch.Tensor], env_steps: int
-) -> None:
+def _write(directory: Path, structure: Any, arrays: dict[str, torch.Tensor], label: Label) -> None:
     save_file(arrays, directory / TENSORS)
     with safe_open(directory / TENSORS, framework="pt") as stored:
         for name, tensor in arrays.items():
@@ -198,7 +233,7 @@ def _write(
     write_json_atomic(directory / STATE, structure)
     if (directory / STATE).stat().st_size > MAX_STATE_BYTES:
         raise OSError(f"{STATE} is larger than {MAX_STATE_BYTES} bytes: put bulk data into arrays")
-    write_manifest(directory, (TENSORS, STATE), env_steps)
+    write_manifest(directory, (TENSORS, STATE), label)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -228,26 +263,59 @@ def _checkpoints(directory: Path) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-def _remove_old(directory: Path, newest: Path, keep_last: int) -> None:
+def _remove_old(directory: Path, newest: Path, keep_last: int, keep_best: int) -> None:
     paths = _checkpoints(directory)
     # One that claims to be newer is one that resuming has skipped as damaged: it goes first.
     later = paths[: paths.index(newest)]
     kept: set[str] = set()
+    others = []
     for path in paths[len(later) :] + later:
-        if len(kept) == keep_last or path.stem in kept:
+        if len(kept) < keep_last and path.stem not in kept:
+            kept.add(path.stem)
+        else:
+            others.append(path)
+    others.sort(key=_score, reverse=True)  # stable: of equal scores the newest stays
+    best = [path for path in others if path.stem not in kept and _score(path) > -math.inf]
+    for path in others:
+        if path not in best[:keep_best]:
             try:
                 _remove(path)
             except OSError as error:  # an old checkpoint too many is no reason to stop training
                 _logger.warning("old checkpoint `%s` cannot be removed: %s", path, error)
-        else:
-            kept.add(path.stem)
+
+
+def _score(path: Path) -> float:
+    try:
+        score = read_label(path).score
+    except CheckpointError:
+        return -math.inf
+    return -math.inf if score is None else score
 
 
 def _remove(path: Path) -> None:
     # Renamed first: a kill half-way must not leave something that looks like a damaged checkpoint.
     doomed = path.with_name(f"{_TEMPORARY}{path.name}.removed")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def _each_once(arrays: Any) -> Callable[[str], torch.Tensor]:
+    """Hand out each tensor once, so that a small file cannot name a large one a million times."""
+    left = set(arrays.keys())
+
+    def get_tensor(name: str) -> torch.Tensor:
+        left.remove(name)
+        tensor: torch.Tensor = arrays.get_tensor(name)
+        return tensor
+
+    return get_tensor
 
 
 def _select(sections: Any, only: Iterable[str], file: Path) -> dict[str, Any]:

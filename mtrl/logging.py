@@ -1,6 +1,8 @@
 """Where numbers go: `metrics.jsonl`, the source of truth, and the fan-out to every other logger."""
 
 import contextlib
+import errno
+import itertools
 import json
 import logging
 import math
@@ -15,7 +17,6 @@ from .types import Logger
 
 _messages = logging.getLogger("mtrl")
 
-_STEP_KEY = "progress/env_steps"
 # About ten hours of a disk being full, at one 10 kB line (fifty tasks) every ten seconds.
 _BACKLOG_BYTES = 32 * 2**20
 
@@ -60,25 +61,27 @@ class JsonlLogger:
 
     A line is handed to the operating system in one write, so a process that is killed leaves at
     most one partial line, at the end, which the next logger of that file removes. While the disk
-    is full, lines wait in memory and training goes on.
+    is full or the file out of reach, lines wait in memory and training goes on.
 
     Args:
         path: The file, created if missing; its directory must exist.
-        keep_until_env_steps: For a run that goes on from a checkpoint: lines whose
-            `progress/env_steps` is greater are removed, since they will be written again.
+        keep_lines: For a run that goes on from a checkpoint: how many lines there were when it
+            was saved. Those after are removed, since they will be written again; a file that has
+            fewer is warned about.
 
     Raises:
         OSError: the file cannot be opened for writing, or rewritten.
-        UserError: a line other than the last is not JSON; the file is left as it is.
+        UserError: a line to be kept is not JSON; the file is left as it is.
     """
 
-    def __init__(self, path: Path, *, keep_until_env_steps: int | None = None):
+    def __init__(self, path: Path, *, keep_lines: int | None = None):
         self._path = path
         self._pending = bytearray()
         self._dropped = 0
         self._warned = False
+        self._closed = False
         if path.is_file():
-            _mend(path, math.inf if keep_until_env_steps is None else keep_until_env_steps)
+            _mend(path, keep_lines)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
@@ -91,11 +94,23 @@ class JsonlLogger:
             self._pending += line
         self._write_pending()
 
+    def flush(self) -> None:
+        """Make every line so far durable.
+
+        Raises:
+            OSError: some of them cannot be written now; they go on waiting.
+        """
+        self._write_pending()
+        if waiting := self._pending.count(b"\n"):
+            raise OSError(f"`{self._path}` lacks {waiting} lines that cannot be written")
+        os.fsync(self._descriptor)
+
     def close(self) -> None:
         """Write what is waiting, make the file durable, close it. May be called twice."""
-        if self._descriptor < 0:
+        if self._closed:
             return
         self._write_pending()
+        self._closed = True
         lost = self._dropped + self._pending.count(b"\n")
         if lost:
             _messages.error(
@@ -103,16 +118,24 @@ class JsonlLogger:
             )
         with contextlib.suppress(OSError):
             os.fsync(self._descriptor)
-        os.close(self._descriptor)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
         self._descriptor = -1
 
     def _write_pending(self) -> None:
         # A full disk may take the first half of a line. Exactly the other half is tried next time,
         # so that the file never holds a broken line in its middle.
         try:
+            if self._warned and not self._closed:
+                self._reopen()
+            if not os.fstat(self._descriptor).st_nlink:  # what is written there, nobody can read
+                raise FileNotFoundError(errno.ENOENT, "it was removed")
             while self._pending:
                 written = os.write(self._descriptor, self._pending)
                 del self._pending[:written]
+            if self._warned:
+                _messages.info("`%s` can be written again", self._path)
+            self._warned = False
         except OSError as error:
             if not self._warned:
                 _messages.warning(
@@ -122,14 +145,28 @@ class JsonlLogger:
                 )
             self._warned = True
 
+    def _reopen(self) -> None:
+        """Open the file that the path names now, lest the old one is lost for good.
 
-def _mend(path: Path, last_env_steps: float | int) -> None:
-    """Drop a partial last line and the lines beyond `last_env_steps`, all or nothing."""
-    kept = b"".join(
-        line if line.endswith(b"\n") else line + b"\n"
-        for line, row in _complete_lines(path)
-        if (row.get(_STEP_KEY) or 0) <= last_env_steps
-    )
+        A missing file is not made: it would lack all the lines before.
+        """
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+        self._descriptor = descriptor
+
+
+def _mend(path: Path, keep_lines: int | None) -> None:
+    """Drop a partial last line and the lines beyond the first `keep_lines`, all or nothing."""
+    lines = [line for line, _ in itertools.islice(_complete_lines(path), keep_lines)]
+    if keep_lines is not None and len(lines) < keep_lines:
+        _messages.warning(
+            "`%s` has %d lines, but %d were there when the checkpoint was saved",
+            path,
+            len(lines),
+            keep_lines,
+        )
+    kept = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
     if kept != path.read_bytes():
         with replace_atomically(path) as file:
             file.write(kept)

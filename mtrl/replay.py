@@ -1,22 +1,31 @@
-"""Experience replay with a leading task axis."""
+"""Experience replay with a leading task axis that stores each observation once."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import UserError
+from .seeding import restore_generator
 from .types import Batch, State
 
-_FIELDS = ("observations", "actions", "rewards", "next_observations", "terminated")
+_COUNTS = ("written", "begun", "forgotten")
+_ARRAYS = ("observations", "actions", "rewards", "terminated", "next_slots")
 
 
 class Replay:
-    """One preallocated ring buffer; all tasks write at the same place and read at their own.
+    """A ring of observations per task; a transition leads from one of them to another.
+
+    What an environment sees after a step is what it sees before the next one, so it is stored once:
+    a transition takes one slot, and the end of an episode one more, for its last observation. All
+    tasks write in step as long as their episodes end together and nothing is left out, but each
+    has its own place in the ring and its own number of transitions.
 
     Args:
         num_tasks: K.
-        capacity: Transitions kept per task.
+        capacity: C, observations kept per task.
         observation_size: O.
         action_size: A.
         generator: Which transitions are sampled; its device is where the buffer lives.
@@ -35,45 +44,99 @@ class Replay:
         generator: torch.Generator,
     ) -> None:
         if capacity < 1:
-            raise UserError(f"`capacity` must be at least 1 transition per task, found {capacity}.")
+            raise UserError(
+                f"`capacity` must be at least 1 observation per task, found {capacity}."
+            )
         self.capacity = capacity
-        self.size = 0
-        self._position = 0
+        self._num_tasks = K = num_tasks
         self._generator = generator
+        self._device = device = generator.device
 
-        def allocate(*shape: int) -> Tensor:
-            return torch.zeros(num_tasks, capacity, *shape, device=generator.device)
+        # Slots lead, tasks follow: what is written together lies together, and what is in use is
+        # one block. Row `slot * K + task` of a flat view holds what a slot has of a task.
+        def allocate(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(capacity, K, *shape, dtype=dtype, device=device)
 
-        self._storage = Batch(
-            observations=allocate(observation_size),
-            actions=allocate(action_size),
-            rewards=allocate(),
-            next_observations=allocate(observation_size),
-            terminated=allocate(),
-        )
-        self._rows = torch.arange(num_tasks, device=generator.device)[:, None]
+        self._observations = allocate(observation_size)
+        self._actions = allocate(action_size)
+        self._rewards = allocate()
+        self._terminated = allocate(dtype=torch.bool)
+        self._next_slots = allocate(dtype=torch.int32)
+        # Where transitions begin, oldest first: a ring of its own, read at random. What it holds,
+        # and every count below, runs on from the beginning of time; i lies in slot i % C.
+        self._starts = allocate(dtype=torch.int64)
+        self._starts_on_host = self._starts.cpu().numpy()  # the same memory if that is possible
+        self._written = np.zeros(K, np.int64)  # observations
+        self._begun = np.zeros(K, np.int64)  # transitions
+        self._forgotten = np.zeros(K, np.int64)  # of these, the ones written over
+        self._latest: NDArray[np.int64] | None = None  # (K, N) the environments' last observations
+        self._over: NDArray[np.bool_] | None = None  # (K, N) whether those ended their episodes
 
-    def add(self, transitions: Batch) -> None:
-        """Store N transitions of each task, ``(K, N, ...)``, over the oldest if the ring is full.
+        self._tasks = torch.arange(K, device=device)[:, None]
+        self._window = torch.zeros(2, K, 1, dtype=torch.int64, device=device)
+
+    @property
+    def size(self) -> int:
+        """Transitions of the task that has the fewest."""
+        return int((self._begun - self._forgotten).min())
+
+    @staticmethod
+    def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
+        """Return how much memory a replay of these sizes takes."""
+        numbers = observation_size + action_size + 1
+        marks = torch.bool.itemsize + torch.int32.itemsize + torch.int64.itemsize
+        return num_tasks * capacity * (torch.float32.itemsize * numbers + marks)
+
+    def add(
+        self,
+        transitions: Batch,
+        ended: NDArray[np.bool_] | None = None,
+        left_out: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Store one step of N environments of each task, over the oldest if the ring is full.
+
+        Args:
+            transitions: ``(K, N, ...)``. Where the step before did not end an episode, its
+                observations must be that step's next observations.
+            ended: Whose episode ends with this step ``(K, N)``; by default everyone's.
+            left_out: Whose transition is not to be stored ``(K, N)``; by default no one's.
 
         Raises:
-            UserError: If N exceeds the capacity.
+            UserError: If the ring is too small for N.
         """
-        N = transitions.rewards.shape[1]
-        if self.capacity < N:
+        shape = tuple(transitions.rewards.shape)
+        if self.capacity < 3 * shape[1]:
             raise UserError(
-                f"`capacity` is {self.capacity} transitions per task, but {N} arrive at once: "
-                "raise the capacity or use fewer environments per task."
+                f"`capacity` is {self.capacity} observations per task, but a step of {shape[1]} "
+                "environments takes up to 3 each: raise it or use fewer environments per task."
             )
-        slots = (torch.arange(N) + self._position) % self.capacity
-        slots = slots.to(self._rows.device)
-        for name in _FIELDS:
-            getattr(self._storage, name)[:, slots] = getattr(transitions, name).to(slots.device)
-        self._position = (self._position + N) % self.capacity
-        self.size = min(self.size + N, self.capacity)
+        if self._latest is None or self._over is None:
+            self._latest, self._over = np.zeros(shape, np.int64), np.ones(shape, np.bool_)
+        elif self._latest.shape != shape:
+            raise UserError(f"a step of {self._latest.shape} transitions follows, found {shape}.")
+        fresh, everyone = self._over, np.ones(shape, np.bool_)
+        before = np.where(fresh, self._allocate(fresh), self._latest)
+        after = self._allocate(everyone)
+        if fresh.any():
+            first = transitions.observations[torch.from_numpy(fresh)]
+            self._put(self._rows(before)[fresh], observations=first)
+        self._put(self._rows(after).ravel(), observations=transitions.next_observations)
+        self._put(
+            self._rows(before).ravel(),
+            actions=transitions.actions,
+            rewards=transitions.rewards,
+            terminated=transitions.terminated,
+            next_slots=torch.from_numpy(after % self.capacity),
+        )
+        self._begin(before, everyone if left_out is None else ~left_out)
+        self._forget()
+        self._latest = after
+        self._over = everyone if ended is None else ended.copy()
 
     def sample(self, batch_size: int) -> Batch:
         """Draw B transitions of each task, uniformly, with replacement, each task its own.
+
+        Asks the device nothing, and its shapes depend on B alone.
 
         Args:
             batch_size: B.
@@ -82,22 +145,84 @@ class Replay:
             A batch ``(K, B, ...)``; a copy, later writes do not change it.
 
         Raises:
-            UserError: If nothing has been stored yet.
+            UserError: If a task has no transition yet.
         """
         if self.size == 0:
-            raise UserError("The replay is empty: add transitions before sampling.")
-        shape = (len(self._rows), batch_size)
-        device = self._rows.device
-        slots = torch.randint(self.size, shape, generator=self._generator, device=device)
-        return Batch(*(getattr(self._storage, name)[self._rows, slots] for name in _FIELDS))
+            raise UserError("The replay is empty: add transitions of each task before sampling.")
+        first, size = self._window
+        # A remainder of 62 random bits: uniform to one part in 10^12 for any capacity, and unlike
+        # randint's own bound, that of each task may differ and live on the device.
+        drawn = torch.randint(
+            2**62, (self._num_tasks, batch_size), generator=self._generator, device=self._device
+        )
+        slots = self._get("starts", (first + drawn % size) % self.capacity) % self.capacity
+        return Batch(
+            observations=self._get("observations", slots),
+            actions=self._get("actions", slots),
+            rewards=self._get("rewards", slots),
+            next_observations=self._get("observations", self._get("next_slots", slots).long()),
+            terminated=self._get("terminated", slots).float(),
+        )
+
+    def _allocate(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Number the next observations of each task, in the order of its environments (K, N)."""
+        numbers: NDArray[np.int64] = self._written[:, None] + wanted.cumsum(axis=1) - 1
+        self._written += wanted.sum(axis=1)
+        return numbers
+
+    def _begin(self, numbers: NDArray[np.int64], stored: NDArray[np.bool_]) -> None:
+        """Note where transitions begin, in the order of their slots, so that the oldest lead."""
+        order = np.argsort(numbers, axis=1)
+        numbers = np.take_along_axis(numbers, order, axis=1)
+        stored = np.take_along_axis(stored, order, axis=1)
+        places = self._begun[:, None] + stored.cumsum(axis=1) - 1
+        self._begun += stored.sum(axis=1)
+        self._put(self._rows(places)[stored], starts=torch.from_numpy(numbers[stored]))
+        self._starts_on_host.reshape(-1)[self._rows(places)[stored]] = numbers[stored]
+
+    def _forget(self) -> None:
+        """Forget the transitions whose first observation was written over, oldest first."""
+        tasks = np.arange(self._num_tasks)
+        while True:
+            oldest = self._starts_on_host[self._forgotten % self.capacity, tasks]
+            gone = (self._forgotten < self._begun) & (oldest < self._written - self.capacity)
+            if not gone.any():
+                break
+            self._forgotten += gone
+        window = np.stack([self._forgotten % self.capacity, self._begun - self._forgotten])
+        self._window.copy_(torch.from_numpy(window)[..., None])
+
+    def _rows(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where each task's numbers (K, N) lie in a flat view."""
+        return numbers % self.capacity * self._num_tasks + np.arange(self._num_tasks)[:, None]
+
+    def _put(self, rows: NDArray[np.int64], **values: Tensor) -> None:
+        """Write values, in the order of `rows`, into rows of flat views."""
+        there = torch.from_numpy(rows).to(self._device)
+        for name, value in values.items():
+            flat = self._flat(name)
+            flat[there] = value.to(flat.device, flat.dtype).reshape(len(rows), *flat.shape[1:])
+
+    def _get(self, name: str, slots: Tensor) -> Tensor:
+        """Read each task's slots (K, B): (K, B, ...)."""
+        flat = self._flat(name)
+        rows = (slots * self._num_tasks + self._tasks).flatten()
+        return flat.index_select(0, rows).view(*slots.shape, *flat.shape[1:])
+
+    def _flat(self, name: str) -> Tensor:
+        array: Tensor = getattr(self, f"_{name}")
+        return array.flatten(0, 1)
 
     def state_dict(self) -> State:
         """Return what is stored (views, not copies), where writing goes on, and the generator."""
-        filled = {name: getattr(self._storage, name)[:, : self.size] for name in _FIELDS}
+        used = min(int(self._written.max()), self.capacity)
+        begun = min(int(self._begun.max()), self.capacity)
         return {
-            "storage": filled,
-            "position": self._position,
-            "size": self.size,
+            **{name: getattr(self, f"_{name}")[:used] for name in _ARRAYS},
+            "starts": self._starts[:begun],
+            **{name: getattr(self, f"_{name}").copy() for name in _COUNTS},
+            "latest": None if self._latest is None else self._latest.copy(),
+            "over": None if self._over is None else self._over.copy(),
             "capacity": self.capacity,
             "generator": self._generator.get_state(),
         }
@@ -106,20 +231,68 @@ class Replay:
         """Go on from a saved state.
 
         Raises:
-            UserError: If it was saved with another capacity or number of tasks.
+            UserError: If it was saved with another capacity, number of tasks or kind of
+                transitions, or contradicts itself; the replay is as it was.
         """
-        tasks, saved_tasks = len(self._rows), len(state["storage"]["rewards"])
-        if saved_tasks != tasks:  # one saved task would silently be copied to all
-            raise UserError(
-                f"`num_tasks` is {tasks}, but the saved replay has {saved_tasks} tasks: "
-                "use the saved value."
-            )
         if state["capacity"] != self.capacity:
             raise UserError(
                 f"`capacity` is {self.capacity}, but the saved replay has {state['capacity']}: "
                 "use the saved value."
             )
-        self.size, self._position = state["size"], state["position"]
-        for name in _FIELDS:
-            getattr(self._storage, name)[:, : self.size] = state["storage"][name]
-        self._generator.set_state(state["generator"])
+        self._check(state)
+        for name in (*_ARRAYS, "starts"):
+            array = getattr(self, f"_{name}")
+            array[: len(state[name])] = state[name]
+        for name in _COUNTS:
+            getattr(self, f"_{name}")[:] = state[name]
+        self._latest, self._over = state["latest"], state["over"]
+        self._starts_on_host = self._starts.cpu().numpy()
+        self._forget()
+        restore_generator(self._generator, state["generator"])
+
+    def _check(self, state: State) -> None:
+        """Refuse what does not fit, lest it is found out by reading beside the arrays."""
+        for name in _COUNTS:
+            if (state[name].dtype, state[name].shape) != (np.int64, (self._num_tasks,)):
+                raise UserError(
+                    f"the saved replay has `{name}` {state[name].shape}: it is foreign."
+                )
+        written, begun = state["written"], state["begun"]
+        used = min(int(written.max()), self.capacity)
+        lengths = dict.fromkeys(_ARRAYS, used) | {"starts": min(int(begun.max()), self.capacity)}
+        for name, length in lengths.items():
+            own, saved = getattr(self, f"_{name}"), state[name]
+            if (saved.dtype, tuple(saved.shape)) != (own.dtype, (length, *own.shape[1:])):
+                raise UserError(
+                    f"the saved replay has `{name}` {saved.dtype} {tuple(saved.shape)}, expected "
+                    f"{own.dtype} {(length, *own.shape[1:])}: use as many tasks as were saved."
+                )
+        if not self._is_sound(state):
+            raise UserError("the saved replay contradicts itself: use an earlier checkpoint.")
+
+    def _is_sound(self, state: State) -> bool:
+        """Whether counts, places and pointers of a state with the right arrays fit together."""
+        C = self.capacity
+        written, begun, forgotten = (state[name] for name in _COUNTS)
+        size = begun - forgotten
+        if (forgotten < 0).any() or (size < 0).any() or (size > C).any():
+            return False
+        starts, next_slots = state["starts"].cpu().numpy(), state["next_slots"]
+        ages = (begun - 1 - np.arange(len(starts))[:, None]) % C
+        in_use = ages < size
+        reachable = (starts >= written - C) & (starts >= 0) & (starts < written)
+        if not reachable[in_use].all():
+            return False
+        if len(next_slots) and (next_slots.min() < 0 or next_slots.max() >= len(next_slots)):
+            return False
+        latest, over = state["latest"], state["over"]
+        if latest is None or over is None:
+            return latest is over and not written.any()
+        return (
+            latest.dtype == np.int64
+            and over.dtype == np.bool_
+            and latest.shape == over.shape == (self._num_tasks, latest.size // self._num_tasks)
+            and 3 * latest.shape[1] <= C
+            and bool((latest < written[:, None]).all() and (latest >= written[:, None] - C).all())
+            and bool((latest >= 0).all())
+        )

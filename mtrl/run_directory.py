@@ -13,6 +13,7 @@ A run directory holds:
 import datetime
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,6 @@ from .run_lock import RunLock
 
 MAX_CONFIG_BYTES = 16 << 20
 _CONFIG = "config.json"
-_SHOWN_DIFFERENCES = 5
 _ABSENT = object()
 
 _logger = logging.getLogger("mtrl")
@@ -155,6 +155,14 @@ class RunDirectory:
         """Directory for wandb's files."""
         return self.path / "wandb"
 
+    def fault(self) -> str | None:
+        """Say what has become of the directory, if nothing can be stored there any more."""
+        if not self.config_path.is_file():
+            return "it is no longer there"
+        if not os.access(self.path, os.W_OK):
+            return "it may not be written any more"
+        return None
+
     def close(self) -> None:
         """Give up the lock; may be called twice."""
         if self._lock is not None:
@@ -231,11 +239,9 @@ def _refuse_differences(
             change = f"`--{option}`: {_show(old)} -> {_show(new)}"
             (allowed if key in may_differ else refused).append(change)
     if refused:
-        more = len(refused) - _SHOWN_DIFFERENCES
         raise UserError(
             f"`--resume`: the run in {path} has other settings (stored -> given): "
-            + ", ".join(refused[:_SHOWN_DIFFERENCES])
-            + (f" and {more} more" if more > 0 else "")
+            + ", ".join(refused)
             + ". Give the stored ones, or start another run in a new `--run-dir`"
         )
     for change in allowed:

@@ -1,6 +1,7 @@
 """At most one process writes into a run directory."""
 
 import contextlib
+import datetime
 import json
 import os
 import socket
@@ -36,7 +37,7 @@ class RunLock:
                 "stop that, or give another name"
             ) from None
         try:
-            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
             write_json_atomic(self._owner_path, owner)
         except BaseException:
             self._lock.release()
@@ -52,6 +53,10 @@ class RunLock:
     def _owner(self) -> str:
         try:
             owner = json.loads(self._owner_path.read_text())
-            return f"pid {owner['pid']} on {owner['host']}"
+            return f"pid {owner['pid']} on {owner['host']} since {owner['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def make_generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -19,3 +22,19 @@ def make_generator(seed: int, purpose: str, device: torch.device | str = "cpu") 
     """
     entropy = np.random.SeedSequence([seed, *purpose.encode()])
     return torch.Generator(device).manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+
+
+def restore_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Go on with the stream whose `get_state` this was.
+
+    On another kind of device, whose states have another form, a new stream begins that follows
+    from the saved one.
+
+    Raises:
+        RuntimeError, TypeError: `state` is no generator's.
+    """
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    else:
+        digest = hashlib.sha256(state.numpy().tobytes()).digest()
+        generator.manual_seed(int.from_bytes(digest[:8], "little"))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Schedulers announce with SIGUSR1 that time is up, a terminal with SIGHUP that it is gone.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
     """Turns the first interrupt into a wish that the loop can ask for; the second is immediate.
 
-    While this context is active, Ctrl-C (SIGINT), SIGTERM and SIGUSR1 set `requested`. A further
-    Ctrl-C raises KeyboardInterrupt at once.
+    While this context is active, Ctrl-C (SIGINT), SIGTERM, SIGUSR1 and SIGHUP make calling it
+    return True. A further Ctrl-C raises KeyboardInterrupt at once. SIGHUP stays ignored where it
+    was, as under nohup.
 
     Attributes:
-        exit_code: 128 plus the signal's number, as shells report it; 0 if there was none.
+        exit_code: 128 plus the signal's number, as shells report it, where SIGUSR1 counts as
+            SIGTERM; 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -26,7 +29,11 @@ class StopRequest:
         return self.exit_code != 0
 
     def __enter__(self) -> StopRequest:
-        self._previous = {number: signal.signal(number, self._handle) for number in _STOP_SIGNALS}
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in _STOP_SIGNALS
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        }
         return self
 
     def __exit__(
@@ -42,5 +49,4 @@ class StopRequest:
         del frame
         if self.exit_code and number == signal.SIGINT:
             raise KeyboardInterrupt
-        # SIGUSR1 is how schedulers announce that time is up: to them that is a termination.
-        self.exit_code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        self.exit_code = 128 + (signal.SIGTERM if number == signal.SIGUSR1 else number)

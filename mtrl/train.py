@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .episodes import EpisodeTracker
 from .evaluate import Evaluation
+from .guard import Guard
 from .replay import Replay
+from .seeding import restore_generator
 from .types import Agent, Batch, Environments, Logger, State
 
 
@@ -31,6 +34,8 @@ class Schedule:
     log_every: int
     eval_every: int
     checkpoint_every: int
+    overlap: bool = False
+    """Learn while the environments take their next step, from what was there before it."""
 
     def updates_after(self, env_steps: int, num_tasks: int) -> int:
         """Return how many updates must have happened after so many environment steps."""
@@ -46,43 +51,29 @@ class Progress:
     env_steps: int = 0
     updates: int = 0
     seconds: float = 0.0
+    lines: int = 0
+    """Records logged, by which a resumed run knows the ones it will log again."""
     evaluation_due: bool = False
+    score: float | None = None
+    """Success rate of the agent as it is; None where it has learned since the last evaluation."""
 
+    @classmethod
+    def from_state(cls, state: State) -> Progress:
+        """Rebuild what `vars` gave.
 
-class EpisodeTracker:
-    """Collects the returns and successes of training episodes as they end.
-
-    Args:
-        task_names: K names.
-        envs_per_task: N.
-    """
-
-    def __init__(self, task_names: tuple[str, ...], envs_per_task: int) -> None:
-        self._task_names = task_names
-        self._tasks = np.repeat(np.arange(len(task_names)), envs_per_task)
-        self._returns = np.zeros(len(self._tasks))
-        self._reached = np.zeros(len(self._tasks), dtype=bool)
-        self._ended: list[tuple[int, float, bool]] = []
-
-    def add(self, rewards: np.ndarray, success: np.ndarray, ended: np.ndarray) -> None:
-        """Take one step's rewards, success flags and episode ends, each ``(K * N,)``."""
-        self._returns += rewards
-        self._reached |= success.astype(bool)
-        for env in np.flatnonzero(ended):
-            self._ended.append((self._tasks[env], self._returns[env], self._reached[env]))
-        self._returns[ended], self._reached[ended] = 0.0, False
-
-    def pop_metrics(self) -> dict[str, float]:
-        """Return means over the episodes ended since the last call, of tasks that had any."""
-        metrics: dict[str, float] = {}
-        for k, name in enumerate(self._task_names):
-            episodes = [(value, reached) for task, value, reached in self._ended if task == k]
-            if episodes:
-                returns, reached = zip(*episodes, strict=True)
-                metrics[f"train/return/{name}"] = float(np.mean(returns))
-                metrics[f"train/success_rate/{name}"] = float(np.mean(reached))
-        self._ended.clear()
-        return metrics
+        Raises:
+            ValueError: Something is missing, of another type, or negative.
+        """
+        kinds = {"seconds": float, "evaluation_due": bool}
+        for name, value in state.items():
+            kind = kinds.get(name, int)
+            if name == "score" and (value is None or type(value) is float):
+                continue
+            if type(value) is not kind or not value >= 0:
+                raise ValueError(f"`progress` has {name} = {value!r}")
+        if state.keys() != vars(cls()).keys():
+            raise ValueError(f"`progress` has {sorted(state)}")
+        return cls(**state)
 
 
 @dataclass
@@ -93,12 +84,13 @@ class Trainer:
 
     Attributes:
         agent: Learns.
-        envs: Where it acts. They are reset at the start, so a resumed run begins new episodes.
+        envs: Where it acts.
         replay: What it remembers, on the agent's device.
         schedule: When what happens.
         logger: Where metrics go.
         evaluate: Plays the evaluation protocol; returns None if it was asked to stop on the way.
         save: Stores a state, given how many environment steps it took.
+        save_failed: Tells whether the last `save` did, to repeat it at the next log line.
         stop: Asked after each step; once true, training saves its state and ends.
         generator: Draws the random actions of the warm-up.
         device: The agent's.
@@ -116,6 +108,7 @@ class Trainer:
     stop: Callable[[], bool]
     generator: torch.Generator
     device: torch.device | str = "cpu"
+    save_failed: Callable[[], bool] = lambda: False
     on_step: Callable[[Progress], object] | None = None
     progress: Progress = field(default_factory=Progress)
     evaluation: Evaluation | None = None
@@ -123,67 +116,100 @@ class Trainer:
     def __post_init__(self) -> None:
         """Set up what is gathered between two lines of metrics."""
         self._episodes = EpisodeTracker(self.envs.task_names, self.envs.envs_per_task)
+        self._guard = Guard(self.envs.task_names, self.envs.envs_per_task)
         self._learned: Mapping[str, Tensor] = {}
+        self._observations: Tensor | None = None  # (K, N, O) what the agent sees now
 
     def run(self) -> bool:
         """Train to the end of the schedule, or until `stop` says so.
 
         Returns:
             Whether the schedule, its last evaluation included, was finished.
+
+        Raises:
+            NonFiniteError: Numbers have not been finite for too long.
         """
         schedule, progress = self.schedule, self.progress
         self._clock = _Clock(progress)
         if progress.evaluation_due:  # the run was stopped inside that evaluation
             self._evaluate()
             self._save()  # lest a second interruption repeats it
-        observations = self._tensor(self.envs.reset()[0])
+        if self._observations is None:
+            self._observations = self._tensor(self.envs.reset()[0])
         stopping = self.stop()
         while progress.env_steps < schedule.total_steps and not stopping:
             before = progress.env_steps
-            observations = self._act(observations)
-            self._learn()
+            self._observations = self._advance(self._observations)
             self._clock.tick()
             if self.on_step:
                 self.on_step(progress)
             if self._crossed(schedule.log_every, before):
+                self._guard.check_updates(progress.env_steps)
                 episodes, learned = self._episodes.pop_metrics(), self._flatten(self._learned)
                 self._log(episodes | learned | self._clock.rates())
             if self._crossed(schedule.eval_every, before):
                 self._evaluate()
             stopping = self.stop()
-            if self._crossed(schedule.checkpoint_every, before) or stopping:
+            due = self._crossed(schedule.checkpoint_every, before)
+            again = self._crossed(schedule.log_every, before) and self.save_failed()
+            if due or again or stopping:
                 self._save()
         return progress.env_steps >= schedule.total_steps and not progress.evaluation_due
 
-    def _act(self, observations: Tensor) -> Tensor:
-        """Take one step in all environments and remember it; return the next observations."""
-        if self.progress.env_steps < self.schedule.warmup_steps:
-            shape = (*observations.shape[:2], *self.envs.single_action_space.shape)
-            actions = torch.rand(shape, generator=self.generator) * 2 - 1
-        else:
-            actions = self.agent.act(observations)
-        arrived, rewards, terminated, truncated, infos = self.envs.step(
-            actions.flatten(0, 1).cpu().numpy()
-        )
+    def _advance(self, observations: Tensor) -> Tensor:
+        """Take one step everywhere, and the updates that are due; return what is seen then.
+
+        With overlap the updates are those that were due before the step, from a replay that does
+        not know it yet: nothing depends on which of the two takes longer.
+        """
+        overlap = self.schedule.overlap
+        actions = self._choose(observations)
+        sent = self._guard.actions(actions.flatten(0, 1).cpu().numpy(), self.progress.env_steps)
+        self.envs.send(sent)
+        if overlap:
+            self._learn()
+        arrived = self._remember(observations, self._tensor(sent))
+        if not overlap or self.progress.env_steps >= self.schedule.total_steps:
+            self._learn()
+        return arrived
+
+    def _choose(self, observations: Tensor) -> Tensor:
+        if self.progress.env_steps >= self.schedule.warmup_steps:
+            return self.agent.act(observations)
+        shape = (*observations.shape[:2], *self.envs.single_action_space.shape)
+        return torch.rand(shape, generator=self.generator) * 2 - 1
+
+    def _remember(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Receive a step and store its transitions; return the next observations."""
+        arrived, rewards, terminated, truncated, infos = self.envs.recv()
+        final = infos["final_obs"]
+        left_out = self._guard.step(arrived, rewards, final, self.progress.env_steps)
+        left_out |= infos["diverged"]
+        ended = terminated | truncated
         transitions = Batch(
             observations=observations,
             actions=actions,
             rewards=self._tensor(rewards),
             # Where an episode ended, `arrived` is already the next one's first observation.
-            next_observations=self._tensor(infos["final_obs"]),
+            next_observations=self._tensor(final),
             # A time limit is no end of the task: only termination stops values from bootstrapping.
             terminated=self._tensor(terminated),
         )
-        self.replay.add(transitions)
-        self._episodes.add(rewards, infos["success"], terminated | truncated)
+        shape = observations.shape[:2]
+        self.replay.add(transitions, ended.reshape(shape), left_out=left_out.reshape(shape))
+        self._episodes.add(rewards, infos["success"], ended, broken=left_out)
         self.progress.env_steps += len(rewards)
+        self.progress.score = None
         return self._tensor(arrived)
 
     def _learn(self) -> None:
         """Take the updates that are due by now."""
         due = self.schedule.updates_after(self.progress.env_steps, self.envs.num_tasks)
+        if self.replay.size == 0:  # of a task: they are made up for
+            return
         while self.progress.updates < due:
             self._learned = self.agent.update(self.replay.sample(self.schedule.batch_size))
+            self._guard.update(self._learned)
             self.progress.updates += 1
 
     def _evaluate(self) -> None:
@@ -192,6 +218,7 @@ class Trainer:
         self._clock.tick(count=False)
         if evaluation is not None:
             self.progress.evaluation_due = False
+            self.progress.score = evaluation.success_rate
             self.evaluation = evaluation
             self._log(evaluation.metrics())
 
@@ -227,6 +254,7 @@ class Trainer:
             "time/seconds": self.progress.seconds,
         }
         self.logger.log({**progress, **metrics})
+        self.progress.lines += 1
 
     def state_dict(self) -> State:
         """Return everything that training needs to go on."""
@@ -236,15 +264,24 @@ class Trainer:
             "replay": self.replay.state_dict(),
             "envs": self.envs.get_state(),
             "generator": self.generator.get_state(),
+            "observations": self._observations,
+            "episodes": self._episodes.state_dict(),
+            "guard": self._guard.state_dict(),
+            "learned": dict(self._learned),
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from a saved state, with new episodes."""
-        self.progress = Progress(**state["progress"])
+        """Go on from a saved state as if there had been no stop."""
+        self.progress = Progress.from_state(state["progress"])
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
         self.envs.set_state(state["envs"])
-        self.generator.set_state(state["generator"])
+        restore_generator(self.generator, state["generator"])
+        if (observations := state["observations"]) is not None:
+            self._observations = self._tensor(observations.flatten(0, 1).numpy())
+        self._episodes.load_state_dict(state["episodes"])
+        self._guard.load_state_dict(state["guard"])
+        self._learned = state["learned"]
 
 
 class _Clock:

@@ -132,17 +132,26 @@ class Environments(Protocol):
 
         Returns:
             Observations ``(K * N, O)``, rewards, terminated and truncated ``(K * N,)``, and infos
-            of the step taken, among them ``success`` and ``goal_index`` ``(K * N,)`` and
-            ``final_obs (K * N, O)``, what was seen before any reset.
+            of the step taken, among them ``success``, ``goal_index`` and ``diverged`` ``(K * N,)``
+            and ``final_obs (K * N, O)``, what was seen before any reset. Where ``diverged``, the
+            simulation gave up: nothing of that step happened, and the episode is over.
         """
         ...
 
+    def send(self, actions: Any) -> None:
+        """Start a step; the caller may do something else until `recv`, and reuse the array."""
+        ...
+
+    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Wait for the step that `send` started; return what `step` returns."""
+        ...
+
     def get_state(self) -> State:
-        """Return what is needed to go on."""
+        """Return what is needed to go on exactly here, inside episodes too."""
         ...
 
     def set_state(self, state: State) -> None:
-        """Go on from what `get_state` returned."""
+        """Go on from what `get_state` returned; no reset must follow."""
         ...
 
     def close(self, **kwargs: Any) -> None:

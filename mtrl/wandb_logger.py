@@ -1,10 +1,12 @@
 """Sends metrics to wandb without ever waiting for it."""
 
+import contextlib
 import json
 import logging
 import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, Literal
 
 from .errors import UserError
@@ -29,6 +32,8 @@ class WandbLogger:
     `log` puts the metrics into a bounded queue that a daemon thread empties into the process's
     pipe. When the process dies or falls too far behind, metrics are dropped with one warning:
     `metrics.jsonl` is the source of truth. `wandb` is never imported by the calling process.
+
+    A context manager: leaving it closes it, at once if the reason is a KeyboardInterrupt.
 
     Args:
         run_dir: The run's directory, which must exist; wandb's files go into `run_dir/wandb`, the
@@ -56,7 +61,7 @@ class WandbLogger:
         self._failure: str | None = None
         self._closing = False
         self._warned = False
-        mode = _mode_from_environment() if mode == "auto" else mode
+        mode = resolve_wandb_mode(mode)
         if mode == "disabled":
             return
         try:
@@ -104,11 +109,27 @@ class WandbLogger:
                 self._queue.put(None, timeout=timeout)
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except (queue.Full, subprocess.TimeoutExpired):
-            self._process.kill()
+            # The helper leads a group of its own, with whatever wandb has started.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._receiver.join(1.0)
         self._process = None
         self._report()
+
+    def __enter__(self) -> "WandbLogger":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is KeyboardInterrupt:
+            self.close(timeout=0.0)
+        else:
+            self.close()
 
     def _send(self, pipe: IO[bytes], first_line: str) -> None:
         """Write the queue to the process until `close`, or until the process is gone."""
@@ -153,7 +174,14 @@ class WandbLogger:
         self._warned = True
 
 
-def _mode_from_environment() -> WandbMode:
+def resolve_wandb_mode(mode: WandbMode) -> WandbMode:
+    """Let the environment variable `WANDB_MODE` decide what `auto` means, if it is set.
+
+    Raises:
+        UserError: `WANDB_MODE` is none of wandb's modes.
+    """
+    if mode != "auto":
+        return mode
     modes: dict[str, WandbMode] = {
         "": "auto",
         "online": "online",

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import tyro
 
-from mtrl.errors import UserError
+from mtrl.errors import RunError, UserError
 
 Options = TypeVar("Options")
 
@@ -38,12 +38,15 @@ def parse_options(kind: type[Options], default: Options | None = None) -> Option
 
 
 def exit_with(command: Callable[[], int]) -> None:
-    """Run a command; tell the user in one line what to mend, if that is what is wrong."""
+    """Run a command; tell the user in one line what is wrong, if that is all they need to know."""
     try:
         sys.exit(command())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

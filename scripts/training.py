@@ -11,12 +11,14 @@ import torch
 
 import envs
 from agents import SAC
-from mtrl.checkpoint import CheckpointError, load_latest, save_checkpoint
+from mtrl.checkpoint import load_latest
 from mtrl.device import resolve_device, resolve_precision, set_threads
 from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
+from mtrl.guard import NonFiniteError
 from mtrl.logging import JsonlLogger, LoggerGroup, read_metrics
+from mtrl.memory import require_memory
 from mtrl.progress import ProgressDisplay, setup_console
 from mtrl.provenance import library_versions, machine
 from mtrl.replay import Replay
@@ -25,16 +27,17 @@ from mtrl.seeding import make_generator
 from mtrl.signals import StopRequest
 from mtrl.train import Progress, Schedule, Trainer
 from mtrl.types import Agent, Environments, State, Stateful
-from mtrl.wandb_logger import WandbLogger
+from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode
 
 from .command_line import exit_with, parse_options
 from .config import MAY_DIFFER_ON_RESUME, Config
+from .saving import Saver, store_fault
 
 _messages = logging.getLogger("mtrl")
 
 
 def main(benchmark: str) -> None:
-    """Train as the command line says; exit with 0, 2 for bad input, or 128 plus a signal."""
+    """Train as the command line says; exit with 0, 1, 2 (bad input) or 128 plus a signal."""
     exit_with(lambda: train(parse(benchmark)))
 
 
@@ -52,10 +55,16 @@ def parse(benchmark: str) -> Config:
 
 
 def train(config: Config) -> int:
-    """Train to the end, or until asked to stop; return the exit code."""
+    """Train to the end, or until asked to stop; return the exit code.
+
+    Raises:
+        RunError: If it cannot go on.
+    """
     config.validate()
+    wandb_mode = resolve_wandb_mode(config.wandb)
     console = setup_console()
     device = resolve_device(config.device)
+    require_memory(memory_needs(config), device)
     task_names = envs.task_names(config.benchmark)
     set_threads(config.threads)
     with ExitStack() as stack:
@@ -65,21 +74,18 @@ def train(config: Config) -> int:
         _messages.info("run directory: %s", run.path)
         training_envs = stack.enter_context(closing(make_envs(config, config.envs_per_task)))
         display = ProgressDisplay(config.total_steps, task_names, console=console)
-        reached = state["progress"]["env_steps"] if state else 0
-        logger = LoggerGroup(
-            [
-                JsonlLogger(run.metrics_path, keep_until_env_steps=reached),
-                display,
-                WandbLogger(
-                    run.path,
-                    mode=config.wandb,
-                    name=run.path.name,
-                    config=config.to_json(),
-                    resume=config.resume,
-                ),
-            ]
+        lines = state["progress"]["lines"] if state else 0
+        metrics = JsonlLogger(run.metrics_path, keep_lines=lines)
+        wandb = WandbLogger(
+            run.path,
+            mode=wandb_mode,
+            name=run.path.name,
+            config=config.to_json(),
+            resume=config.resume,
         )
-        stack.enter_context(closing(logger))
+        logger = stack.enter_context(closing(LoggerGroup([metrics, display, wandb])))
+        stack.enter_context(wandb)
+        saver = Saver(run, metrics)
         evaluator = stack.enter_context(closing(Evaluator(config, device, stop)))
         trainer = Trainer(
             agent=make_agent(config, training_envs, device),
@@ -88,7 +94,8 @@ def train(config: Config) -> int:
             schedule=make_schedule(config),
             logger=logger,
             evaluate=evaluator,
-            save=lambda state, env_steps: save(run, state, env_steps),
+            save=saver,
+            save_failed=lambda: saver.failed,
             stop=stop,
             generator=make_generator(config.seed, "warm-up"),
             device=device,
@@ -96,12 +103,16 @@ def train(config: Config) -> int:
         )
         if state is not None:
             restore(trainer, state, run)
-        if not trainer.run():
+        try:
+            finished = trainer.run()
+        except NonFiniteError as fault:
+            raise store_fault(run, fault, trainer.state_dict()) from fault
+        if not finished:
             _messages.info("stopped; to go on: --resume --run-dir %s", run.path)
         elif evaluation := trainer.evaluation or evaluator(trainer.agent):
             # Without one of this process, the run had been finished before, or all but the summary.
             store_summary(run, summarize(config, evaluation, trainer.progress))
-    return stop.exit_code
+    return stop.exit_code or int(saver.failed)
 
 
 def open_run(config: Config) -> RunDirectory:
@@ -159,14 +170,6 @@ def last_logged_step(run: RunDirectory) -> int:
     return max((int(row["progress/env_steps"] or 0) for row in rows), default=0)
 
 
-def save(run: RunDirectory, state: State, env_steps: int) -> None:
-    """Save a checkpoint; a disk that refuses must not end the training."""
-    try:
-        save_checkpoint(run.checkpoints_path, state, env_steps=env_steps)
-    except CheckpointError as error:
-        _messages.warning("%s; training goes on", error)
-
-
 def store_summary(run: RunDirectory, summary: dict[str, object]) -> None:
     """Write summary.json; at the end of a long run a full disk is no reason for a traceback."""
     try:
@@ -218,6 +221,28 @@ def make_replay(config: Config, environments: Environments, device: torch.device
         environments.single_action_space.shape[0],
         generator=make_generator(config.seed, "replay", device),
     )
+
+
+def memory_needs(config: Config) -> dict[str, int]:
+    """Return the least bytes that the large things take, by the option that decides them."""
+    K = len(envs.task_names(config.benchmark))
+    observation_size, action_size = envs.space_sizes(config.benchmark)
+    agent, rows = config.agent, K * config.batch_size
+    # What the backward pass needs of the forward pass: each layer's output, of both critics.
+    activations = 2 * agent.critic_width * agent.critic_depth + agent.actor_width
+    # Each task's gradient of the critics' hidden layers, which are the larger ones.
+    gradients = (
+        2 * agent.critic_width**2 * (agent.critic_depth - 1) + agent.critic_width * observation_size
+    )
+    return {
+        f"--replay-capacity {config.replay_capacity}": Replay.bytes_needed(
+            K, config.replay_capacity, observation_size, action_size
+        ),
+        f"--batch-size {config.batch_size}": 4
+        * rows
+        * (2 * observation_size + action_size + activations),
+        f"--critic-width {agent.critic_width}": 4 * K * gradients,
+    }
 
 
 def make_schedule(config: Config) -> Schedule:

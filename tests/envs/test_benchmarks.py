@@ -4,7 +4,7 @@ import sys
 import pytest
 from metaworld import env_dict
 
-from envs import task_names
+from envs import make_vec, space_sizes, task_names
 from envs.benchmarks import MT10, MT25, MT50
 from mtrl.errors import UserError
 
@@ -59,3 +59,11 @@ def test_neither_names_nor_toy_tasks_load_a_simulator():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout == "[]\n", result.stderr
+
+
+@pytest.mark.parametrize("benchmark", ["toy", "reach-v3"])
+def test_sizes_are_those_of_the_environments(benchmark):
+    envs = make_vec(benchmark, seed=0, one_hot=False)
+    shapes = envs.single_observation_space.shape + envs.single_action_space.shape
+    envs.close()
+    assert space_sizes(benchmark) == shapes

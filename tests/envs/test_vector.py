@@ -164,25 +164,85 @@ def test_actions_that_are_not_finite_are_refused_before_anything_moves(value):
     np.testing.assert_array_equal(envs.step(_actions(envs))[0], twin.step(_actions(envs))[0])
 
 
-def test_state_continues_the_goals_in_new_episodes():
+def test_state_continues_bit_for_bit_inside_an_episode():
     envs = _make()
     envs.reset()
-    envs.step(_actions(envs))
+    for seed in range(4):
+        envs.step(_actions(envs, seed))
     state = envs.get_state()
-    expected = [envs.reset()[1]["goal_index"] for _ in range(4)]
+    restored = _make(seed=5)
+    restored.set_state(state)
+    for seed in range(7):
+        expected, found = envs.step(_actions(envs, seed)), restored.step(_actions(envs, seed))
+        for ours, theirs in zip(
+            (*found[:4], *found[4].values()), (*expected[:4], *expected[4].values()), strict=True
+        ):
+            assert ours.tobytes() == theirs.tobytes()
+
+
+def test_a_state_before_the_first_reset_still_needs_one():
     restored = _make(seed=5)
     restored.reset()
-    restored.set_state(state)
+    restored.set_state(_make().get_state())
     with pytest.raises(ResetNeeded):
-        restored.step(_actions(envs))
-    np.testing.assert_array_equal([restored.reset()[1]["goal_index"] for _ in range(4)], expected)
+        restored.step(_actions(restored))
+    np.testing.assert_array_equal(
+        restored.reset()[1]["goal_index"], _make().reset()[1]["goal_index"]
+    )
 
 
-def test_a_foreign_state_is_refused():
-    with pytest.raises(ValueError, match="expected"):
-        _make().set_state(_make(envs_per_task=3).get_state())
-    with pytest.raises(ValueError, match="keys"):
-        _make().set_state({})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"elapsed": np.zeros(12, np.int64)}, r"'elapsed', an array of shape \(8,\)"),
+        ({"generators": None}, "'generators'.*found nothing"),
+        ({"observations": 1.0}, "'observations'"),
+        ({"goal_indices": np.full(8, 50)}, "goals outside"),
+        ({"elapsed": np.full(8, 3)}, "episodes of 3 steps"),
+    ],
+)
+def test_a_foreign_state_is_refused_unharmed(changes, message):
+    envs, twin = _make(), _make()
+    envs.reset()
+    twin.reset()
+    with pytest.raises(ValueError, match=message):
+        envs.set_state(_make(seed=4).get_state() | changes)
+    np.testing.assert_array_equal(envs.step(_actions(envs))[0], twin.step(_actions(envs))[0])
+
+
+def test_send_and_recv_are_a_step():
+    whole, split = _make(), _make()
+    whole.reset()
+    with pytest.raises(ResetNeeded):
+        split.send(_actions(split))
+    split.reset()
+    with pytest.raises(RuntimeError, match="send"):
+        split.recv()
+    for seed in range(4):
+        actions = _actions(whole, seed)
+        split.send(actions)
+        for call in (
+            lambda: split.send(_actions(split)),
+            split.reset,
+            split.get_state,
+            lambda: split.step(_actions(split)),
+        ):
+            with pytest.raises(RuntimeError, match="recv"):
+                call()
+        expected = whole.step(actions.copy())
+        actions[:] = np.nan  # the caller may reuse its array at once
+        np.testing.assert_array_equal(split.recv()[0], expected[0])
+    with pytest.raises(ValueError, match="finite"):
+        split.send(actions)
+    split.step(_actions(split))
+
+
+def test_no_simulation_diverges_here():
+    envs = _make()
+    envs.reset()
+    *_, infos = envs.step(_actions(envs))
+    assert infos["diverged"].dtype == np.bool_
+    assert not infos["diverged"].any()
 
 
 def test_stepping_needs_a_reset_and_closing_twice_is_fine():

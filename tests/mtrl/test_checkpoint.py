@@ -21,7 +21,7 @@ from mtrl.checkpoint import (
     set_generator_state,
 )
 from mtrl.errors import UserError
-from mtrl.manifest import VERSION, _digest, write_manifest
+from mtrl.manifest import VERSION, Label, _digest, write_manifest
 
 FILES = ["tensors.safetensors", "state.json", "manifest.json"]
 
@@ -71,7 +71,10 @@ def test_only_reads_the_sections_asked_for(tmp_path):
         load_checkpoint(path, only=("agent", "optimizer"))
 
 
-@pytest.mark.parametrize("arguments", [{"env_steps": -1}, {"env_steps": 0, "keep_last": 0}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"env_steps": -1}, {"env_steps": 0, "keep_last": 0}, {"env_steps": 0, "keep_best": -1}],
+)
 def test_senseless_arguments_are_refused(tmp_path, arguments):
     with pytest.raises(ValueError, match="at least"):
         save_checkpoint(tmp_path, small_state(), **arguments)
@@ -113,15 +116,20 @@ def test_a_manifest_cannot_name_other_files(tmp_path, name):
         load_checkpoint(path)
 
 
-def test_a_newer_format_asks_for_a_newer_program(tmp_path):
+@pytest.mark.parametrize(("version", "which"), [(VERSION + 1, "newer"), (VERSION - 1, "older")])
+def test_another_format_asks_for_another_program(tmp_path, version, which):
     path = save_checkpoint(tmp_path, small_state(), env_steps=1)
-    rewrite_manifest(path, version=VERSION + 1, files="whatever comes next")
-    with pytest.raises(CheckpointError, match=r"version 2.*newer mtrl"):
+    rewrite_manifest(path, version=version, files="whatever was there")
+    with pytest.raises(CheckpointError, match=rf"version {version}.*{which} mtrl"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"env_steps": "1"}, {"env_steps": -1}, {"version": 0}, {"files": []}]
+    "changes",
+    [
+        *({"env_steps": "1"}, {"env_steps": -1}, {"env_steps": True}, {"version": 0}),
+        *({"version": "2"}, {"files": []}, {"run": None}, {"score": "1"}),
+    ],
 )
 def test_a_malformed_manifest_is_refused(tmp_path, changes):
     path = save_checkpoint(tmp_path, small_state(), env_steps=1)
@@ -142,7 +150,7 @@ def test_a_malformed_manifest_is_refused(tmp_path, changes):
 def test_a_structure_of_another_kind_is_refused(tmp_path, structure):
     path = save_checkpoint(tmp_path, {"a": torch.ones(1)}, env_steps=1)
     (path / "state.json").write_text(json.dumps(structure))
-    write_manifest(path, FILES[:2], env_steps=1)
+    write_manifest(path, FILES[:2], Label(1))
     for only in (None, ("a",)):
         with pytest.raises(CheckpointError, match=str(path)):
             load_checkpoint(path, only=only)
@@ -164,11 +172,58 @@ def test_an_endless_file_is_refused(tmp_path):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_links_are_not_followed(tmp_path, name):
+    path = save_checkpoint(tmp_path / "here", small_state(), env_steps=1)
+    file = (path / name).rename(tmp_path / name)
+    (path / name).symlink_to(file)
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(path)
+
+
+def test_a_linked_checkpoint_is_not_followed(tmp_path):
+    elsewhere = save_checkpoint(tmp_path / "elsewhere", small_state(), env_steps=2)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "step_000000000002").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="symbolic link"):
+        load_latest(tmp_path / "here")
+    for _ in range(2):
+        save_checkpoint(tmp_path / "here", small_state(), env_steps=1)
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["step_000000000001"]
+    load_checkpoint(elsewhere)
+
+
+def test_another_runs_checkpoint_is_skipped_and_named(tmp_path, caplog):
+    save_checkpoint(tmp_path, small_state(1.0), env_steps=1, run="mine")
+    save_checkpoint(tmp_path, small_state(2.0), env_steps=2, run="theirs")
+    assert load_latest(tmp_path, run="mine").label.env_steps == 1
+    assert "step_000000000002` belongs to another run" in caplog.text
+    assert load_latest(tmp_path).label.env_steps == 2
+
+
+def test_a_tensor_named_twice_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path, {"a": torch.ones(1), "b": torch.ones(1)}, env_steps=1)
+    structure = {"dict": {name: {"tensor": "a"} for name in "ab"}}
+    (path / "state.json").write_text(json.dumps(structure))
+    write_manifest(path, FILES[:2], Label(1))
+    with pytest.raises(CheckpointError, match="'a'"):
+        load_checkpoint(path)
+
+
+def test_the_best_checkpoints_stay_beside_the_newest(tmp_path):
+    scores = {1: 0.2, 2: 0.7, 3: None, 4: 0.7, 5: 0.1, 6: None}
+    for step, score in scores.items():
+        save_checkpoint(tmp_path, small_state(), env_steps=step, score=score)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step_{s:012d}" for s in (4, 5, 6)]
+    save_checkpoint(tmp_path, small_state(), env_steps=7, score=0.9, keep_best=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step_{s:012d}" for s in (6, 7)]
+
+
 def test_the_newest_checkpoints_stay(tmp_path):
     for step in (5, 10, 15, 20):
         save_checkpoint(tmp_path, small_state(step), env_steps=step, keep_last=3)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step_{s:012d}" for s in (10, 15, 20)]
-    assert load_latest(tmp_path).env_steps == 20
+    assert load_latest(tmp_path).label.env_steps == 20
 
 
 def test_the_same_step_again_replaces_the_checkpoint(tmp_path):
@@ -289,7 +344,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_good_checkpoint(tmp_path):
             interrupted = any(directory.glob(".incomplete_*"))
             loaded = load_latest(directory)
             uniform = bool((loaded.state["replay"] == loaded.state["count"]).all())
-            matches = loaded.env_steps == loaded.state["count"] // 2
+            matches = loaded.label.env_steps == loaded.state["count"] // 2
             print(json.dumps([interrupted, uniform, matches, loaded.state["count"] >= count]))
             count = loaded.state["count"]
         """,

@@ -89,25 +89,32 @@ def test_a_damaged_line_in_the_middle_is_an_error_and_the_file_is_left_alone(wri
     with pytest.raises(UserError, match="line 2"):
         read_metrics(path)
     with pytest.raises(UserError, match="line 2"):
-        write(line(3), keep_until_env_steps=1)
+        write(line(3), keep_lines=3)
     assert path.read_bytes() == before
+    assert write(line(3), keep_lines=1) == [line(1), line(3)], "the damaged one was to go anyway"
 
 
 def test_resuming_drops_what_will_be_written_again(write):
-    write(line(100), line(200, a=1), line(200, b=1), line(300), {"progress/env_steps": 400})
-    resumed = write(line(300), line(400), keep_until_env_steps=200)
-    assert [row["progress/env_steps"] for row in resumed] == [100, 200, 200, 300, 400]
+    lines = [line(100), line(200, a=1), line(200, b=1), line(300), {"progress/env_steps": 400}]
+    write(*lines)
+    assert write(line(300), keep_lines=2) == [*lines[:2], line(300)]
 
 
-def test_resuming_beyond_the_last_line_changes_nothing(write, path):
+def test_resuming_at_the_last_line_changes_nothing(write, path):
     write(line(100), line(200))
     before = path.stat()
-    assert write(keep_until_env_steps=200) == [line(100), line(200)]
+    assert write(keep_lines=2) == [line(100), line(200)]
     assert path.stat().st_ino == before.st_ino
 
 
+def test_lines_that_are_missing_on_resuming_are_told(write, caplog):
+    write(line(100))
+    assert write(line(300), keep_lines=2) == [line(100), line(300)]
+    assert "has 1 lines, but 2" in caplog.text
+
+
 def test_resuming_without_a_file_starts_one(write):
-    assert write(line(1), keep_until_env_steps=0) == [line(1)]
+    assert write(line(1), keep_lines=0) == [line(1)]
 
 
 def test_kill_leaves_every_logged_line(path):

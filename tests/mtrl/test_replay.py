@@ -1,14 +1,15 @@
-"""The replay against a plain deque, and its sampling against chance."""
+"""The replay against plain lists, and its sampling against chance."""
 
 from __future__ import annotations
 
-from collections import deque
+import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl.errors import UserError
 from mtrl.replay import Replay
@@ -17,80 +18,121 @@ from mtrl.types import Batch
 K, O, A = 3, 4, 2  # noqa: E741
 
 
-def _replay(capacity: int, seed: int = 0) -> Replay:
-    return Replay(K, capacity, O, A, generator=torch.Generator().manual_seed(seed))
+class Streams:
+    """K x N streams of observations, each one's own number, and what a replay must make of them.
+
+    Per task, a transition is remembered until its first observation is C observations old; what
+    was seen first in an episode comes before what everybody saw next.
+    """
+
+    def __init__(self, capacity, N, seed=0):
+        self.replay = Replay(K, capacity, O, A, generator=torch.Generator().manual_seed(seed))
+        self._numbers = [0] * K
+        self._transitions = [[] for _ in range(K)]  # (number, first and last, reward) per task
+        self._seen = [[None] * N for _ in range(K)]
+        self._steps = 0
+        self._N = N
+
+    def step(self, ended, left_out):
+        """Add a step; arguments are (K, N)."""
+        ended, left_out = np.asarray(ended, bool), np.asarray(left_out, bool)
+        before, after = np.zeros((K, self._N)), np.zeros((K, self._N))
+        for k in range(K):
+            for n in range(self._N):
+                if self._seen[k][n] is None:
+                    self._seen[k][n] = self._next(k)
+            for n in range(self._N):
+                first, last = self._seen[k][n], self._next(k)
+                before[k, n], after[k, n] = first, last
+                self._seen[k][n] = None if ended[k, n] else last
+                if not left_out[k, n]:
+                    self._transitions[k].append((first, last))
+        self._steps += 1
+        self.replay.add(_transitions(before, after), ended, left_out)
+
+    def _next(self, task):
+        self._numbers[task] += 1
+        return self._numbers[task]
+
+    def expected(self, task):
+        oldest = self._numbers[task] - self.replay.capacity
+        return {pair for pair in self._transitions[task] if pair[0] > oldest}
 
 
-def _transitions(first: int, count: int) -> Batch:
-    """Transitions that carry their own number, from 1, and their task in every field."""
-    number = torch.arange(first, first + count) + 1000.0 * torch.arange(K)[:, None]
+def _transitions(before, after):
+    """Transitions that tell in every field from where to where they lead, and of which task."""
+    before, after = torch.as_tensor(before).float(), torch.as_tensor(after).float()
+    task = 1000.0 * torch.arange(K)[:, None]
     return Batch(
-        observations=number[..., None] + torch.arange(O) / 8,
-        actions=-number[..., None] - torch.arange(A) / 8,
-        rewards=number,
-        next_observations=number[..., None] + 0.5 + torch.arange(O) / 8,
-        terminated=number % 2,
+        observations=(before + task)[..., None] + torch.arange(O) / 8,
+        actions=-(before + task)[..., None] - torch.arange(A) / 8,
+        rewards=before + task,
+        next_observations=(after + task)[..., None] + torch.arange(O) / 8,
+        terminated=before % 2,
     )
 
 
+def _assert_whole(batch: Batch) -> list[set[tuple[int, int]]]:
+    """Each row's fields belong to one transition of that row's task; return each task's."""
+    task = 1000 * torch.arange(K)[:, None]
+    before, after = batch.rewards - task, batch.next_observations[..., 0] - task
+    expected = _transitions(before, after)
+    for field in dataclasses.fields(Batch):
+        assert torch.equal(getattr(batch, field.name), getattr(expected, field.name)), field.name
+    return [set(zip(before[k].tolist(), after[k].tolist(), strict=True)) for k in range(K)]
+
+
 def _filled(capacity: int, count: int, seed: int = 0) -> Replay:
-    replay = _replay(capacity, seed)
-    for first in range(1, count + 1):
-        replay.add(_transitions(first, 1))
-    return replay
+    """A replay after `count` steps of one environment per task that never ends an episode."""
+    streams = Streams(capacity, N=1, seed=seed)
+    for _ in range(count):
+        streams.step(np.zeros((K, 1)), np.zeros((K, 1)))
+    return streams.replay
 
 
-def _assert_whole(batch: Batch) -> None:
-    """Each row's fields belong to one transition of that row's task."""
-    number = batch.rewards
-    assert torch.equal(number // 1000, torch.arange(K)[:, None].expand_as(number).float())
-    assert torch.equal(batch.observations, number[..., None] + torch.arange(O) / 8)
-    assert torch.equal(batch.actions, -number[..., None] - torch.arange(A) / 8)
-    assert torch.equal(batch.next_observations, batch.observations + 0.5)
-    assert torch.equal(batch.terminated, number % 2)
+_flags = st.lists(st.booleans(), min_size=K * 2, max_size=K * 2)
 
 
-def _numbers(rewards: Tensor, task: int) -> set[int]:
-    return {int(number) - 1000 * task for number in rewards[task]}
-
-
-@settings(max_examples=40)
-@given(capacity=st.integers(1, 12), sizes=st.lists(st.integers(1, 12), max_size=12))
-def test_holds_what_a_deque_of_that_length_holds(capacity, sizes):
-    replay = _replay(capacity)
-    model: deque[int] = deque(maxlen=capacity)
-    for size in sizes:
-        count = min(size, capacity)
-        first = 1 + (max(model) if model else 0)
-        replay.add(_transitions(first, count))
-        model.extend(range(first, first + count))
-        assert replay.size == len(model)
-        batch = replay.sample(300)
-        _assert_whole(batch)
-        for task in range(K):  # 300 draws miss one of 12 with probability 5e-11
-            assert _numbers(batch.rewards, task) == set(model)
-
-
-def test_never_returns_an_unwritten_slot():
-    replay = _replay(capacity=1000)
-    replay.add(_transitions(1, 3))
-    for _ in range(20):
-        batch = replay.sample(64)
-        _assert_whole(batch)
-        assert _numbers(batch.rewards, 0) <= {1, 2, 3}
+@settings(max_examples=60)
+@given(
+    capacity=st.integers(6, 20),
+    steps=st.lists(st.tuples(_flags, _flags), min_size=1, max_size=25),
+    rarely=st.booleans(),
+)
+def test_remembers_what_lists_remember_however_episodes_end(capacity, steps, rarely):
+    streams = Streams(capacity, N=2)
+    for number, (ended, left_out) in enumerate(steps):
+        keep = number % 7 != 0 and rarely
+        streams.step(
+            np.reshape(ended, (K, 2)) & (not keep), np.reshape(left_out, (K, 2)) & (not keep)
+        )
+        expected = [streams.expected(k) for k in range(K)]
+        assert streams.replay.size == min(map(len, expected))
+        if streams.replay.size:  # 300 draws miss one of 20 with probability 2e-7
+            assert _assert_whole(streams.replay.sample(300)) == expected
 
 
 def test_draws_are_uniform_and_independent_between_tasks():
-    replay = _filled(capacity=5, count=8)  # full, and wrapped around: 4 to 8
-    numbers = replay.sample(20_000).rewards.long() % 1000 - 4
-    for task in range(K):
-        counts = numbers[task].bincount(minlength=5)
-        # Chi-square, 4 degrees of freedom: 18.5 is exceeded once in a thousand.
-        assert (counts - 4000).square().sum() / 4000 < 18.5
+    streams = Streams(capacity=7, N=1)
+    for number in range(9):  # ended episodes and holes shift the tasks against each other
+        ended = np.array([[number == 2], [number in (5, 6)], [False]])
+        streams.step(ended, np.array([[False], [number == 7], [False]]))
+    sizes = [len(streams.expected(k)) for k in range(K)]
+    assert len(set(sizes)) > 1
+    numbers = streams.replay.sample(20_000).rewards.long() % 1000
+    ranks = []
+    for task, size in enumerate(sizes):
+        values, rank = numbers[task].unique(return_inverse=True)
+        assert len(values) == size
+        ranks.append(rank)
+        expected = 20_000 / size
+        # Chi-square, at most 6 degrees of freedom: 22.5 is exceeded once in a thousand.
+        assert ((rank.bincount() - expected).square() / expected).sum() < 22.5
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        pairs = (5 * numbers[one] + numbers[other]).bincount(minlength=25)
-        # 24 degrees of freedom: 51.2 is exceeded once in a thousand.
-        assert (pairs - 800).square().sum() / 800 < 51.2
+        cells = sizes[one] * sizes[other]
+        pairs = (sizes[other] * ranks[one] + ranks[other]).bincount(minlength=cells)
+        # At most 35 degrees of freedom: 66.6 is exceeded once in a thousand.
+        assert ((pairs - 20_000 / cells).square() / (20_000 / cells)).sum() < 66.6
 
 
 def test_draws_follow_the_generator():
@@ -103,51 +145,121 @@ def test_draws_follow_the_generator():
 
 
 def test_sample_is_a_copy():
-    replay = _filled(capacity=2, count=2)
+    replay = _filled(capacity=4, count=3)
     batch = replay.sample(8)
-    replay.add(_transitions(100, 2))
-    _assert_whole(batch)
-    assert _numbers(batch.rewards, 0) <= {1, 2}
-    batch.rewards.zero_()
+    kept = batch.observations.clone()
+    replay.add(_transitions(np.full((K, 1), 4), np.full((K, 1), 5)))
+    assert torch.equal(batch.observations, kept)
+    batch.observations.zero_()
     _assert_whole(replay.sample(8))
 
 
 def test_later_changes_to_what_was_added_do_not_matter():
-    replay = _replay(4)
-    transitions = _transitions(1, 4)
+    replay = _filled(capacity=8, count=1)
+    transitions = _transitions(np.full((K, 1), 2), np.full((K, 1), 3))
     replay.add(transitions)
     transitions.observations.zero_()
+    transitions.rewards.zero_()
     _assert_whole(replay.sample(16))
+
+
+def test_an_observation_is_stored_once():
+    """With Meta-World's sizes, at most 1.1 times the bytes of what must be kept."""
+    replay = Replay(2, 5000, 39, 4, generator=torch.Generator())
+    ended = np.zeros((2, 4), bool)
+    for number in range(1400):
+        values = torch.full((2, 4, 39), float(number))
+        zeros = torch.zeros(2, 4)
+        batch = Batch(values, torch.zeros(2, 4, 4), zeros, values + 1, zeros)
+        replay.add(batch, ended | (number % 500 == 499))
+    held = [value for value in vars(replay).values() if isinstance(value, torch.Tensor)]
+    bytes_held = sum(tensor.nbytes for tensor in held)
+    bytes_needed = 2 * replay.size * (4 * (39 + 4 + 1) + 1)
+    assert replay.size > 4980
+    assert bytes_held < 1.1 * bytes_needed
+
+
+def test_sampling_asks_nothing_that_depends_on_the_content():
+    """No shape, and no number on the host, differs between a young replay and a full one."""
+    young, full = _filled(capacity=50, count=1), _filled(capacity=50, count=120)
+    full._generator.set_state(young._generator.get_state())
+    calls = []
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args]
+            calls.append((str(function), repr(shapes)))
+            return function(*args, **(kwargs or {}))
+
+    recorded = []
+    for replay in (young, full):
+        calls.clear()
+        with Recording():
+            replay.sample(8)
+        recorded.append(list(calls))
+    assert recorded[0] == recorded[1]
+    assert not any("_local_scalar_dense" in name for name, _ in recorded[0])
 
 
 @pytest.mark.parametrize("count", [0, 3, 5, 8])
 def test_state_continues_bit_for_bit(count):
-    replay = _filled(capacity=5, count=count)
-    resumed = _filled(capacity=5, count=4, seed=9)
-    resumed.load_state_dict(replay.state_dict())
-    assert resumed.size == replay.size
-    for first in range(20, 27):
-        for one in (replay, resumed):
-            one.add(_transitions(first, 1))
-        expected, actual = replay.sample(32), resumed.sample(32)
+    def steps(streams, numbers):
+        for number in numbers:
+            ended = np.array([[number % 3 == 0, False], [False] * 2, [number % 4 == 0] * 2])
+            streams.step(ended, np.array([[False, number % 5 == 1], [False] * 2, [False] * 2]))
+
+    streams = Streams(capacity=11, N=2)
+    steps(streams, range(count))
+    resumed = Streams(capacity=11, N=2, seed=9)
+    steps(resumed, range(4))
+    resumed.replay.load_state_dict(streams.replay.state_dict())
+    resumed._numbers, resumed._seen = list(streams._numbers), [list(s) for s in streams._seen]
+    assert resumed.replay.size == streams.replay.size
+    for number in range(20, 27):
+        for one in (streams, resumed):
+            steps(one, [number])
+        expected, actual = streams.replay.sample(32), resumed.replay.sample(32)
         _assert_whole(actual)
-        assert torch.equal(actual.rewards, expected.rewards)
+        assert torch.equal(actual.observations, expected.observations)
+        assert torch.equal(actual.next_observations, expected.next_observations)
 
 
 def test_state_of_another_shape_is_refused():
     with pytest.raises(UserError, match="`capacity` is 6, but the saved replay has 5"):
-        _replay(6).load_state_dict(_filled(5, 3).state_dict())
+        _filled(6, 3).load_state_dict(_filled(5, 3).state_dict())
     one_task = Replay(1, 5, O, A, generator=torch.Generator())
-    replay = _filled(5, 3)
-    one_task.add(Batch(*(field[:1] for field in vars(_transitions(1, 3)).values())))
-    with pytest.raises(UserError, match="tasks"):
-        replay.load_state_dict(one_task.state_dict())
+    with pytest.raises(UserError, match="`written`"):
+        one_task.load_state_dict(_filled(5, 3).state_dict())
+    fewer_actions = Replay(K, 5, O, 1, generator=torch.Generator())
+    with pytest.raises(UserError, match="`actions`"):
+        fewer_actions.load_state_dict(_filled(5, 3).state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"begun": np.full(K, 9)},
+        {"forgotten": np.full(K, -1)},
+        {"latest": np.full((K, 1), 99)},
+        {"latest": np.full((K, 2), 7)},
+        {"latest": None},
+        {"starts": torch.full((5, K), -3)},
+        {"starts": torch.full((5, K), 2**40)},
+        {"next_slots": torch.full((5, K), 5, dtype=torch.int32)},
+    ],
+)
+def test_a_state_that_contradicts_itself_is_refused(changes):
+    replay = _filled(5, 8)
+    with pytest.raises(UserError, match="contradicts itself"):
+        _filled(5, 2).load_state_dict(replay.state_dict() | changes)
 
 
 def test_mistakes_are_named():
     with pytest.raises(UserError, match=r"`capacity` must be at least 1 .* found 0"):
-        _replay(0)
+        Replay(K, 0, O, A, generator=torch.Generator())
     with pytest.raises(UserError, match="replay is empty"):
-        _replay(5).sample(1)
-    with pytest.raises(UserError, match=r"`capacity` is 5 .* but 6 arrive"):
-        _replay(5).add(_transitions(1, 6))
+        _filled(5, 0).sample(1)
+    with pytest.raises(UserError, match=r"`capacity` is 5 .* but a step of 2"):
+        Streams(capacity=5, N=2).step(np.zeros((K, 2)), np.zeros((K, 2)))
+    with pytest.raises(UserError, match=r"a step of \(3, 1\) transitions"):
+        _filled(9, 1).add(_transitions(np.zeros((K, 2)), np.zeros((K, 2))))

@@ -68,7 +68,7 @@ def test_every_state_comes_back_to_the_bit(tmp_path_factory, state):
     path = save_checkpoint(tmp_path_factory.mktemp("round"), state, env_steps=3)
     loaded = load_checkpoint(path)
     assert_identical(loaded.state, state)
-    assert (loaded.env_steps, loaded.path) == (3, path)
+    assert (loaded.label.env_steps, loaded.path) == (3, path)
 
 
 def test_a_tuple_comes_back_as_a_list(tmp_path):

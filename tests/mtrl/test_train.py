@@ -9,7 +9,7 @@ from agents import SAC, SACConfig
 from mtrl.checkpoint import load_latest, save_checkpoint
 from mtrl.evaluate import evaluate
 from mtrl.replay import Replay
-from mtrl.train import EpisodeTracker, Progress, Schedule, Trainer
+from mtrl.train import Progress, Schedule, Trainer
 
 K, N = 4, 2
 STEP = K * N
@@ -129,24 +129,24 @@ def test_updates_keep_the_ratio_exactly_after_every_step(make_trainer, hundredth
     assert trainer.agent.updates == trainer.progress.updates
 
 
-def test_transitions_hold_what_the_step_led_to_also_at_the_end_of_an_episode(make_trainer):
+def test_transitions_hold_what_the_step_led_to_also_at_the_end_of_an_episode(make_trainer, stored):
     trainer = make_trainer(episode_steps=5, schedule=schedule(total_steps=13 * STEP))
     trainer.run()
-    stored = trainer.replay.state_dict()["storage"]
-    before, after = stored["observations"], stored["next_observations"]
-    torch.testing.assert_close(after[..., :2], before[..., :2] + 0.1 * stored["actions"])
+    transitions = stored(trainer.replay)
+    before, after = transitions.observations, transitions.next_observations
+    torch.testing.assert_close(after[..., :2], before[..., :2] + 0.1 * transitions.actions)
     assert torch.equal(after[..., 2:], before[..., 2:])  # the goal, which a new episode changes
     by_time = before.view(K, 13, N, 4)
     assert (by_time[:, 5:11:5, :, :2] == 0).all(), "an episode begins at the origin"
     assert (by_time[:, 4:10:5, :, :2] != 0).all()
-    assert (stored["terminated"] == 0).all(), "a time limit does not terminate"
+    assert (transitions.terminated == 0).all(), "a time limit does not terminate"
 
 
-def test_warm_up_actions_are_random_reproducible_and_end_with_the_warm_up(make_trainer):
+def test_warm_up_actions_are_random_reproducible_and_end_with_the_warm_up(make_trainer, stored):
     def actions(seed):
         trainer = make_trainer(seed=seed, schedule=schedule(warmup_steps=6 * STEP))
         trainer.run()
-        return trainer.replay.state_dict()["storage"]["actions"].clone()
+        return stored(trainer.replay).actions
 
     first, again, other = actions(1), actions(1), actions(2)
     random, chosen = first[:, : 6 * N], first[:, 6 * N :]
@@ -333,23 +333,3 @@ def test_rates_are_those_of_the_time_spent_training(make_trainer):
     rates = [record["time/env_steps_per_second"] for record in trainer.logger.records]
     training = sum(2 * STEP / rate for rate in rates)
     assert training + 10 * 0.05 <= trainer.progress.seconds + 1e-6
-
-
-def test_episode_metrics_are_means_over_the_episodes_that_ended():
-    tracker = EpisodeTracker(("a", "b"), envs_per_task=2)
-    never = torch.zeros(4, dtype=torch.bool).numpy()
-    first_two = torch.tensor([True, True, False, False]).numpy()
-    second = torch.tensor([False, True, False, False]).numpy()
-    rewards = torch.tensor([1.0, 2.0, 3.0, 4.0]).numpy()
-    tracker.add(rewards, second, never)
-    assert tracker.pop_metrics() == {}
-    tracker.add(rewards, never, first_two)
-    assert tracker.pop_metrics() == {"train/return/a": 3.0, "train/success_rate/a": 0.5}
-    assert tracker.pop_metrics() == {}, "each episode counts once"
-    tracker.add(rewards, never, ~never)
-    assert tracker.pop_metrics() == {
-        "train/return/a": 1.5,
-        "train/success_rate/a": 0.0,
-        "train/return/b": 10.5,
-        "train/success_rate/b": 0.0,
-    }

@@ -37,18 +37,22 @@ class Result:
 class Script:
     """A script under way; killed, should a test leave it behind."""
 
-    def __init__(self, name, options, directory):
-        self._out, self._err = directory / ".out", directory / ".err"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    def __init__(self, name, options, directory, *, before=(), environment=None, terminal=None):
+        """Start it: `before` goes in front of the command, `terminal` is its standard streams."""
+        number = len(list(directory.glob(".err*")))
+        self._out, self._err = directory / f".out{number}", directory / f".err{number}"
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+        script = name if isinstance(name, Path) else SCRIPTS / f"{name}.py"
         with self._out.open("w") as out, self._err.open("w") as err:
             self._process = subprocess.Popen(
-                [sys.executable, SCRIPTS / f"{name}.py", *map(str, options)],
+                [*before, sys.executable, script, *map(str, options)],
                 cwd=directory,
-                env=environment | {"HOME": str(directory), "COLUMNS": "80"},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                env={**inherited, "HOME": str(directory), "COLUMNS": "80", **(environment or {})},
+                stdin=terminal or subprocess.DEVNULL,
+                stdout=terminal or out,
+                stderr=terminal or err,
             )
+        self.pid = self._process.pid
         self._result = None
 
     def wait(self):
@@ -76,6 +80,10 @@ class Script:
             assert time.monotonic() < deadline, f"in vain; so far: {self._err.read_text()}"
             time.sleep(0.02)
 
+    def said(self, text):
+        """Tell whether a text has appeared among its messages."""
+        return text in self._err.read_text()
+
     def close(self):
         if self._result is None:
             self._process.kill()
@@ -87,8 +95,8 @@ def start(tmp_path):
     """Start a script in `tmp_path` and return a `Script`."""
     started = []
 
-    def start(name, *options):
-        started.append(Script(name, options, tmp_path))
+    def start(name, *options, **how):
+        started.append(Script(name, options, tmp_path, **how))
         return started[-1]
 
     yield start
@@ -99,7 +107,7 @@ def start(tmp_path):
 @pytest.fixture
 def run(start):
     """Run a script in `tmp_path` to its end and return a `Result`."""
-    return lambda name, *options: start(name, *options).wait()
+    return lambda name, *options, **how: start(name, *options, **how).wait()
 
 
 @pytest.fixture(scope="session")
@@ -143,5 +151,5 @@ def snapshot():
     return lambda directory: {
         path.relative_to(directory): path.read_bytes()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in (".out", ".err")
+        if path.is_file() and not path.name.startswith((".out", ".err"))
     }

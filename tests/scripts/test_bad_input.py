@@ -30,8 +30,14 @@ def assert_refused(result, *fragments):
         (["--envs-per-task", "0"], ["`--envs-per-task` is 0", "at least 1"]),
         (["--critic-width", "-8"], ["`--critic-width`", "-8", "at least 1"]),
         (["--discount", "high"], ["--discount", "'high'", "--help"]),
+        (["--replay-capacity", 10**12], ["`--replay-capacity` is 1000000000000", "GiB", "less"]),
+        (
+            ["--replay-capacity", 10**8, "--batch-size", 10**8],
+            ["`--batch-size` is 100000000", "GiB", "to spare"],
+        ),
+        (["--critic-width", 10**6, "--critic-depth", 2], ["`--critic-width` is 1000000", "GiB"]),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(map(str, value)),
 )
 def test_options_that_cannot_work(run, small, tmp_path, snapshot, options, fragments):
     assert_refused(run("train_mt10", *small, *options), *fragments)

@@ -1,0 +1,61 @@
+"""Faults are done to a real process, and nothing of it may be left behind."""
+
+from pathlib import Path
+
+import pytest
+
+ENDLESS = ("--total-steps", str(10**9))
+
+
+@pytest.fixture
+def endless(small, tmp_path):
+    """Options of a training that goes on until it is stopped, in `tmp_path/run`."""
+    return [*small, *ENDLESS, "--wandb", "disabled", "--run-dir", tmp_path / "run"]
+
+
+@pytest.fixture
+def reached(read_metrics, tmp_path):
+    """Tell how many environment steps the metrics of `tmp_path/run` tell of."""
+
+    def reached(run_dir=None):
+        lines = read_metrics(run_dir or tmp_path / "run")
+        return max((line["progress/env_steps"] for line in lines), default=0)
+
+    return reached
+
+
+@pytest.fixture(scope="session")
+def checkpoints():
+    """List the steps of a run's checkpoints, oldest first."""
+    return lambda run_dir: sorted(
+        int(path.name.removeprefix("step_")) for path in run_dir.glob("checkpoints/step_*")
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_orphans(tmp_path):
+    """Check that no process is left that was started in a test's directory."""
+    yield
+    if not Path("/proc/self").exists():
+        return
+    left = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink() == tmp_path:
+                left[entry.name] = (entry / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    assert left == {}
+
+
+@pytest.fixture(scope="session")
+def assert_gapless():
+    """Check that metrics have no missing and no doubled line."""
+
+    def check(metrics, every=80):
+        steps = [
+            line["progress/env_steps"] for line in metrics if "time/env_steps_per_second" in line
+        ]
+        assert steps == list(range(every, every * len(steps) + 1, every))
+
+    return check
