@@ -1,9 +1,12 @@
-"""Measure environment steps a second: official sync and async, the engine, and physics alone.
+"""Measure environment steps a second: official sync and async, EnvPool, the engine, and physics.
 
-All contestants play the same goals with the same actions, one after the other in short turns, and
-the medians over the turns are printed: a busy machine then slows all of them alike.
+All contestants play the same actions, one after the other in short turns, and the medians over the
+turns are printed: a busy machine then slows all of them alike. The official environments and the
+engine play the same goals. EnvPool knows one task at a time, so a benchmark is one pool a task,
+with one thread each: called in turn for one thread, all started before any is waited for for more.
 
-    python benchmarks/engine_speed.py --benchmark MT10 --envs-per-task 1 --actions random scripted
+    python benchmarks/engine_speed.py                                  # everything, ten minutes
+    python benchmarks/engine_speed.py --benchmark MT10 --envs-per-task 1 --actions random
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib.util
 import resource
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -28,8 +33,21 @@ import envs
 from envs.engine.compiler import kernel
 from envs.engine.native import doubles, mj_step
 from envs.engine.workers import Workers
+from mtrl.files import write_json_atomic
+from mtrl.provenance import library_versions, machine
 
 EPISODE = 500
+MAX_PROCESSES = 50  # of the official async environments: each takes some 160 MB
+OTHERS = ["sync", "async", "envpool"]
+RESULTS = Path(__file__).parent / "results" / "engine_speed.json"
+# Benchmark, environments per task, vector steps: enough of them for things to be grasped.
+SIZES = [
+    (["MT10"], 1, 499),
+    (["MT10"], 5, 200),
+    (["MT10"], 20, 120),
+    (["MT50"], 1, 200),
+    (["MT50"], 4, 120),
+]
 Step = Callable[[NDArray[np.float32]], Any]
 
 
@@ -91,36 +109,75 @@ def physics_alone(engine: Any, num_threads: int) -> tuple[Step, Callable[[], Non
     return step, workers.close
 
 
+def envpool_of(
+    task_names: tuple[str, ...], envs_per_task: int, *, at_once: bool
+) -> tuple[Step, Callable[[], Any], Callable[[], None]]:
+    """Make one EnvPool a task: step, reset, close."""
+    import envpool
+
+    pools = [
+        envpool.make(
+            f"MetaWorld/{name.removesuffix('-v3').title().replace('-', '')}-v3",
+            "gymnasium",
+            num_envs=envs_per_task,
+            num_threads=1,
+        )
+        for name in task_names
+    ]
+
+    def step_in_turn(actions: NDArray[np.float32]) -> None:
+        for pool, own in zip(pools, np.split(actions, len(pools)), strict=True):
+            pool.step(own)
+
+    def step_at_once(actions: NDArray[np.float32]) -> None:
+        for pool, own in zip(pools, np.split(actions, len(pools)), strict=True):
+            pool.send(own)
+        for pool in pools:
+            pool.recv()
+
+    def reset() -> None:
+        for pool in pools:
+            pool.reset()
+
+    def close() -> None:
+        for pool in pools:
+            pool.close()
+
+    return (step_at_once if at_once else step_in_turn), reset, close
+
+
 @contextlib.contextmanager
 def contestants(
-    task_names: tuple[str, ...], envs_per_task: int, threads: list[int], officials: list[str]
+    task_names: tuple[str, ...], envs_per_task: int, threads: list[int], others: list[str]
 ) -> Iterator[dict[str, tuple[Step, Callable[[], Any]]]]:
     """Make all contestants: name -> (step, reset)."""
     makers = [
         functools.partial(official_env, name) for name in task_names for _ in range(envs_per_task)
     ]
     made: dict[str, tuple[Step, Callable[[], Any]]] = {}
-    closers: list[Callable[[], None]] = []
     goals = {"goal_indices": np.zeros(len(makers), int)}
-    for kind in officials:
-        vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}[kind]
-        official = vector(makers)
-        made[f"official {kind}"] = (official.step, official.reset)
-        closers.append(official.close)
-    for count in threads:
-        engine = envs.make_vec(
-            task_names, seed=0, envs_per_task=envs_per_task, num_threads=count, one_hot=False
-        )
-        reset = functools.partial(engine.reset, options=goals)
-        made[f"engine, {count} threads"] = (engine.step, reset)
-        physics, close = physics_alone(engine, count)
-        made[f"physics alone, {count} threads"] = (physics, reset)
-        closers += [close, engine.close]
-    try:
+    with contextlib.ExitStack() as stack:
+        for kind in ("sync", "async"):
+            if kind in others and (kind == "sync" or len(makers) <= MAX_PROCESSES):
+                vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}
+                official = vector[kind](makers)
+                made[f"official {kind}"] = (official.step, official.reset)
+                stack.callback(official.close)
+        for count in threads:
+            if "envpool" in others:
+                step, reset, close = envpool_of(task_names, envs_per_task, at_once=count > 1)
+                made[f"EnvPool, {count} threads"] = (step, reset)
+                stack.callback(close)
+            engine = envs.make_vec(
+                task_names, seed=0, envs_per_task=envs_per_task, num_threads=count, one_hot=False
+            )
+            stack.callback(engine.close)
+            start = functools.partial(engine.reset, options=goals)
+            physics, close = physics_alone(engine, count)
+            stack.callback(close)
+            made[f"physics alone, {count} threads"] = (physics, start)
+            made[f"engine, {count} threads"] = (engine.step, start)
         yield made
-    finally:
-        for close in closers:
-            close()
 
 
 def measure(
@@ -141,37 +198,66 @@ def measure(
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print a row for each contestant and kind of actions."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--benchmark", nargs="+", default=["MT10"], help="a benchmark or tasks")
-    parser.add_argument("--envs-per-task", type=int, default=1)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--official", nargs="*", default=["sync", "async"])
-    parser.add_argument("--actions", nargs="+", default=["random", "scripted"])
-    parser.add_argument("--steps", type=int, default=EPISODE - 1, help="vector steps in all")
-    parser.add_argument("--turns", type=int, default=10)
-    options = parser.parse_args(arguments)
-
-    names = envs.task_names(options.benchmark)
-    recorded = {kind: record_actions(names, kind, options.steps) for kind in options.actions}
-    total = len(names) * options.envs_per_task
-    print(f"{total} environments of {len(names)} tasks; environment steps a second (median)")
-    with contestants(names, options.envs_per_task, options.threads, options.official) as made:
-        table = {
-            kind: measure(made, np.repeat(actions, options.envs_per_task, axis=1), options.turns)
+def race(
+    benchmark: list[str], envs_per_task: int, steps: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure one benchmark at one size and print a row for each contestant."""
+    names = envs.task_names(benchmark)
+    total = len(names) * envs_per_task
+    recorded = {kind: record_actions(names, kind, steps) for kind in options.actions}
+    with contestants(names, envs_per_task, options.threads, options.others) as made:
+        rates = {
+            kind: measure(made, np.repeat(actions, envs_per_task, axis=1), options.turns)
             for kind, actions in recorded.items()
         }
-    print(f"| {'':<26} |" + "".join(f" {kind:>9} | of best official |" for kind in table))
+    print(f"\n{total} environments of {len(names)} tasks; steps a second (median of turns)\n")
+    header = "".join(f" {kind:>9} | / official | / EnvPool | / physics |" for kind in rates)
+    print(f"| {'':<24} |{header}")
     for name in made:
+        _, _, threads = name.partition(",")
         cells = ""
-        for rates in table.values():
-            best = max([rates[key] for key in rates if key.startswith("official")], default=None)
-            ratio = "-" if best is None else f"{rates[name] / best:.1f}x"
-            cells += f" {rates[name]:>9.0f} | {ratio:>16} |"
-        print(f"| {name:<26} |{cells}")
+        for by_name in rates.values():
+            official = [rate for key, rate in by_name.items() if key.startswith("official")]
+            bars = (
+                max(official, default=None),
+                by_name.get(f"EnvPool,{threads}"),
+                by_name.get(f"physics alone,{threads}"),
+            )
+            ratios = ["-" if bar is None else f"{by_name[name] / bar:.2f}" for bar in bars]
+            cells += f" {by_name[name]:>9.0f} |" + "".join(
+                f" {ratio:>{width}} |" for ratio, width in zip(ratios, (10, 9, 9), strict=True)
+            )
+        print(f"| {name:<24} |{cells}", flush=True)
+    return {"benchmark": benchmark, "environments": total, "steps": steps, "rates": rates}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table for each benchmark and size, and keep all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--benchmark", nargs="+", help="a benchmark or tasks; default: all sizes")
+    parser.add_argument("--envs-per-task", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=EPISODE - 1, help="vector steps in all")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--others", nargs="*", choices=OTHERS, default=OTHERS, help="whom to compare with"
+    )
+    parser.add_argument("--actions", nargs="+", default=["random", "scripted"])
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--keep", type=Path, default=RESULTS, help="where the table goes")
+    options = parser.parse_args(arguments)
+    if "envpool" in options.others and importlib.util.find_spec("envpool") is None:
+        print("EnvPool is missing: pip install -c constraints.txt -e '.[benchmarks]'")
+        options.others = [name for name in options.others if name != "envpool"]
+
+    sizes = SIZES
+    if options.benchmark:
+        sizes = [(options.benchmark, options.envs_per_task, options.steps)]
+    tables = [race(*size, options) for size in sizes]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory of this process: {peak:.0f} MB")
+    print(f"\npeak memory of this process, all contestants together: {peak:.0f} MB")
+    kept = {"machine": machine(), "versions": library_versions(), "tables": tables}
+    write_json_atomic(options.keep, kept)
+    print(f"kept in {options.keep}")
     return 0
 
 

@@ -71,7 +71,8 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         max_episode_steps: Length of an episode.
         num_goals: Goals per task.
 
-    Subclasses step and reset many environments per call through `_step_envs` and `_reset_envs`.
+    Subclasses step and reset many environments per call through `_step_envs` and `_reset_envs`;
+    those that simulate in the background begin in `_begin_step` and wait in `_end_step`.
     """
 
     num_goals = NUM_GOALS
@@ -122,7 +123,8 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._goal_indices = np.zeros(self.num_envs, np.int64)
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._needs_reset = True
-        self._sent: NDArray[Any] | None = None  # actions of a step that `recv` will take
+        self._in_flight = False
+        self._actions = np.repeat(np.zeros_like(action_space.low)[None], self.num_envs, axis=0)
 
     @abc.abstractmethod
     def _reset_envs(
@@ -138,9 +140,9 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             First observations (M, O), without the one-hot.
         """
 
-    @abc.abstractmethod
     def _step_envs(self, actions: NDArray[Any]) -> Outcome:
         """Step all environments with `actions` (K*N, A), finite and of the space's dtype."""
+        raise NotImplementedError
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -161,7 +163,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             RuntimeError: between `send` and `recv`.
             ValueError: for options that are unknown or out of range.
         """
-        self._refuse_sent("reset")
+        self._refuse_in_flight("reset")
         if seed is not None:
             self._schedule.reseed(seed)
         self._schedule.restart()
@@ -183,6 +185,8 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
     ]:
         """Take one step everywhere and reset the environments whose episode it ended.
 
+        Does `send` and `recv`.
+
         Args:
             actions: (K*N, A), finite.
 
@@ -195,10 +199,43 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             ResetNeeded: if `reset` has not been called yet.
             RuntimeError: between `send` and `recv`.
         """
-        self._refuse_sent("step")
+        self.send(actions)
+        return self.recv()
+
+    def send(self, actions: NDArray[Any]) -> None:
+        """Start a step, for the caller to do something else before `recv`.
+
+        Args:
+            actions: (K*N, A), finite; the caller may reuse the array at once.
+
+        Raises:
+            RuntimeError: if the step before was not received.
+            ResetNeeded, ValueError: as `step` does, before anything has moved.
+        """
+        self._refuse_in_flight("send")
         if self._needs_reset:
-            raise ResetNeeded("call reset() before step()")
-        outcome = self._step_envs(self._checked(actions))
+            raise ResetNeeded("call reset() before a step")
+        self._begin_step(self._checked(actions))
+        self._in_flight = True
+
+    def recv(
+        self,
+    ) -> tuple[
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.bool_],
+        NDArray[np.bool_],
+        dict[str, Any],
+    ]:
+        """Return what `step` returns, of the step that `send` started.
+
+        Raises:
+            RuntimeError: if nothing was sent.
+        """
+        if not self._in_flight:
+            raise RuntimeError("call send(actions) before recv()")
+        self._in_flight = False
+        outcome = self._end_step()
         self._elapsed += 1
         # From numbers that are not finite no simulation recovers, so such an episode is over.
         sound = np.isfinite(outcome.observations).all(axis=1) & np.isfinite(outcome.rewards)
@@ -217,33 +254,13 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             observations[ended, : first.shape[1]] = first
         return observations, rewards, np.zeros(self.num_envs, np.bool_), truncated, infos
 
-    def send(self, actions: NDArray[Any]) -> None:
-        """Start a step, for the caller to do something else before `recv`.
+    def _begin_step(self, actions: NDArray[Any]) -> None:
+        """Start a step with checked actions, which the caller may reuse."""
+        self._actions[:] = actions
 
-        Here the step is only taken in `recv`; classes that can, simulate in the meantime.
-
-        Args:
-            actions: (K*N, A), finite; the caller may reuse the array at once.
-
-        Raises:
-            RuntimeError: if the step before was not received.
-            ResetNeeded, ValueError: as `step` does, before anything has moved.
-        """
-        self._refuse_sent("send")
-        if self._needs_reset:
-            raise ResetNeeded("call reset() before send()")
-        self._sent = np.array(self._checked(actions))
-
-    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Return what `step` returns, of the step that `send` started.
-
-        Raises:
-            RuntimeError: if nothing was sent.
-        """
-        if self._sent is None:
-            raise RuntimeError("call send(actions) before recv()")
-        actions, self._sent = self._sent, None
-        return self.step(actions)
+    def _end_step(self) -> Outcome:
+        """End the step that was begun."""
+        return self._step_envs(self._actions)
 
     def get_state(self) -> dict[str, Any]:
         """Return all that decides the steps to come, the inside of episodes included.
@@ -254,7 +271,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         Raises:
             RuntimeError: between `send` and `recv`.
         """
-        self._refuse_sent("get_state")
+        self._refuse_in_flight("get_state")
         return {
             "generators": self._schedule.get_state(),
             "episodes": self._schedule.episodes.copy(),
@@ -270,7 +287,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             RuntimeError: between `send` and `recv`.
             ValueError: if the state is not one of these tasks, goals and numbers of environments.
         """
-        self._refuse_sent("set_state")
+        self._refuse_in_flight("set_state")
         own = MultiTaskVectorEnv.get_state(self)
         for key, value in own.items():
             require_array(state, key, value.shape)
@@ -285,8 +302,8 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._elapsed[:] = elapsed
         self._needs_reset = bool(state["needs_reset"])
 
-    def _refuse_sent(self, call: str) -> None:
-        if self._sent is not None:
+    def _refuse_in_flight(self, call: str) -> None:
+        if self._in_flight:
             raise RuntimeError(f"call recv() before {call}(): a step is in flight")
 
     def _start_episodes(
@@ -322,9 +339,9 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         # A float64 too large for the space's dtype becomes inf here and is refused below.
         with np.errstate(over="ignore"):
             actions = np.asarray(actions, self.action_space.dtype)
-        finite = np.isfinite(actions).all(axis=1)
+        finite = np.isfinite(actions)
         if not finite.all():
-            index = int(np.argmin(finite))
+            index = int(np.argmin(finite.all(axis=1)))
             raise ValueError(
                 f"`actions` of environment {index} ({self.task_names[index // self.envs_per_task]})"
                 f" are not finite: {actions[index]}"

@@ -10,7 +10,6 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
@@ -102,56 +101,9 @@ class EngineVectorEnv(MujocoVectorEnv):
         compiled = {index for index, task in enumerate(kernels) if task is not None}
         self._python_rewards = self._compare_with_official(compiled)
         self._stable = np.zeros_like(self._simulation.observations)
-        self._in_flight = False
         self.num_diverged = 0
         self.num_failures = 0
         self._workers = Workers(threads)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Start a new episode everywhere; see `MultiTaskVectorEnv.reset`.
-
-        Raises:
-            RuntimeError: between `send` and `recv`.
-        """
-        self._refuse_in_flight("reset")
-        return super().reset(seed=seed, options=options)
-
-    def step(self, actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Do `send` and `recv`; see `MultiTaskVectorEnv.step`."""
-        self.send(actions)
-        return self.recv()
-
-    def send(self, actions: NDArray[Any]) -> None:
-        """Start a step and return while it runs.
-
-        Args:
-            actions: (K*N, A), finite.
-
-        Raises:
-            RuntimeError: if the step before was not received.
-            ValueError: for actions of a wrong shape or not finite, before anything has moved.
-            ResetNeeded: as `step` does.
-        """
-        self._refuse_in_flight("send")
-        if self._needs_reset:
-            raise ResetNeeded("call reset() before step()")
-        self._simulation.actions[:] = self._checked(actions)
-        self._stable[:] = self._simulation.observations
-        self._in_flight = True
-        self._workers.start(self._simulation.jobs())
-
-    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Wait for the step that `send` started; returns what `step` returns.
-
-        Raises:
-            RunError: if simulations have failed too often.
-            RuntimeError: if nothing was sent.
-        """
-        if not self._in_flight:
-            raise RuntimeError("call send(actions) before recv()")
-        return super().step(self._simulation.actions)
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """Return all that decides the steps to come, physics within an episode included.
@@ -161,11 +113,11 @@ class EngineVectorEnv(MujocoVectorEnv):
         Raises:
             RuntimeError: between `send` and `recv`.
         """
-        self._refuse_in_flight("get_state")
+        common = super().get_state()
         physics = [self._simulation.physics(row) for row in range(self.num_envs)]
         widest = max(state.size for state in physics)
         return {
-            **super().get_state(),
+            **common,
             **self._python_rewards.get_state(),
             "goals": self._goals_played(),
             "num_diverged": np.array(self.num_diverged),
@@ -217,8 +169,12 @@ class EngineVectorEnv(MujocoVectorEnv):
             self._restore(row, goal)
         return self._simulation.observations[indices]
 
-    def _step_envs(self, actions: NDArray[Any]) -> Outcome:  # noqa: ARG002 - sent already
-        self._in_flight = False
+    def _begin_step(self, actions: NDArray[Any]) -> None:
+        self._simulation.actions[:] = actions
+        self._stable[:] = self._simulation.observations
+        self._workers.start(self._simulation.jobs())
+
+    def _end_step(self) -> Outcome:
         failed = self._wait()
         if failed:
             self._replace(failed)
@@ -302,10 +258,6 @@ class EngineVectorEnv(MujocoVectorEnv):
         ]
         widest = max(goal.size for goal in goals)
         return np.array([np.pad(goal, (0, widest - goal.size)) for goal in goals])
-
-    def _refuse_in_flight(self, call: str) -> None:
-        if self._in_flight:
-            raise RuntimeError(f"call recv() before {call}(): a step is in flight")
 
     def _refuse_foreign(self, state: dict[str, NDArray[Any]]) -> None:
         expected, found = _shapes(self.get_state()), _shapes(state)
