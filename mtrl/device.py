@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import torch
 
+from .cores import available_cores
 from .errors import UserError
 
 
@@ -37,15 +37,9 @@ def resolve_precision(name: Literal["auto", "fp32", "bf16"], device: torch.devic
 
 def set_threads(count: int) -> int:
     """Give torch so many CPU threads, or one per core for 0; return how many those are."""
-    threads = count or _available_cores()
+    threads = count or available_cores()
     torch.set_num_threads(threads)
     return threads
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # a container or a scheduler may have granted only some
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _has_bf16(device: torch.device) -> bool:

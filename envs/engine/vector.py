@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Container
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from mtrl.cores import available_cores
 from mtrl.errors import RunError
 
 from ..metaworld import common_observation_space
@@ -315,13 +315,6 @@ def _shapes(state: dict[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
     return {
         key: np.shape(value) for key, value in state.items() if not key.startswith("attributes/")
     }
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @functools.cache

@@ -7,8 +7,8 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 from envs.engine import EngineVectorEnv
-from envs.engine.vector import available_cores
 from envs.vector import VectorOptions
+from mtrl.cores import available_cores
 
 
 def engine_threads():
