@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from mtrl.checkpoint import CheckpointError, save_checkpoint
 from mtrl.errors import RunError
 from mtrl.logging import JsonlLogger
 from mtrl.run_directory import RunDirectory
 from mtrl.types import State
+
+from .resuming import circumstances
 
 MAX_TRIES = 5
 """A run whose directory has gone, or may not be written, ends after so many saves in a row."""
@@ -25,15 +29,17 @@ class Saver:
     Args:
         run: Where to save.
         metrics: Whose lines must be on file before a checkpoint that would skip them on resuming.
+        device: The agent's.
 
     Attributes:
         failed: Whether the last save did.
     """
 
-    def __init__(self, run: RunDirectory, metrics: JsonlLogger) -> None:
+    def __init__(self, run: RunDirectory, metrics: JsonlLogger, device: torch.device) -> None:
         self.failed = False
         self._run = run
         self._metrics = metrics
+        self._device = device
         self._tries = 0
 
     def __call__(self, state: State, env_steps: int) -> None:
@@ -48,7 +54,13 @@ class Saver:
         self._tries = 0
         try:
             self._metrics.flush()
-            save_checkpoint(self._run.checkpoints_path, state, env_steps=env_steps)
+            save_checkpoint(
+                self._run.checkpoints_path,
+                {**state, "circumstances": circumstances(self._device)},
+                env_steps=env_steps,
+                run=self._run.id,
+                score=state["progress"]["score"],
+            )
         except (CheckpointError, OSError) as error:
             if not self.failed:
                 _messages.warning("%s; training goes on, saving is tried again", error)
