@@ -24,13 +24,12 @@ def ending(read_metrics):
     return ending
 
 
-@pytest.mark.parametrize("overlap", ["--overlap", "--no-overlap"])
 def test_simulation_threads_change_nothing_and_the_same_command_repeats(
-    run, small, tmp_path, ending, overlap
+    run, small, tmp_path, ending
 ):
     endings = []
     for name, threads in (("one", 1), ("again", 1), ("three", 3)):
-        options = [*small, *REACH, overlap, "--simulation-threads", threads, "--wandb", "disabled"]
+        options = [*small, *REACH, "--simulation-threads", threads, "--wandb", "disabled"]
         result = run("train_mt10", *options, "--run-dir", name)
         assert result.code == 0, result.err
         endings.append(ending(tmp_path / name))
