@@ -86,7 +86,7 @@ def physics_alone(engine: Any, num_threads: int) -> tuple[Step, Callable[[], Non
             functools.partial(_physics_rows, first, end, models, datas, controls, actions)
             for first, end in simulation._chunks
         )
-        workers.wait()
+        workers.wait(60.0)
 
     return step, workers.close
 

@@ -47,8 +47,9 @@ class VectorOptions:
 class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[Any]], abc.ABC):
     """N environments of each of K tasks; environment `k * N + n` is the n-th of task k.
 
-    An episode plays one of its task's 50 goals and lasts exactly `max_episode_steps`: success
-    does not end it, so `terminated` is never set. Autoreset happens in the same step: the
+    An episode plays one of its task's 50 goals and lasts exactly `max_episode_steps`, less only
+    where it comes to an observation or reward that is not finite: success does not end it, so
+    `terminated` is never set. Autoreset happens in the same step: the
     observation returned with `truncated` is already the next episode's first.
 
     `infos` holds dense arrays of the step taken, also where it ended an episode: `success` (bool),
@@ -194,7 +195,9 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             raise ResetNeeded("call reset() before step()")
         outcome = self._step_envs(self._checked(actions))
         self._elapsed += 1
-        truncated = self._elapsed >= self.max_episode_steps
+        # From numbers that are not finite no simulation recovers, so such an episode is over.
+        sound = np.isfinite(outcome.observations).all(axis=1) & np.isfinite(outcome.rewards)
+        truncated = (self._elapsed >= self.max_episode_steps) | ~sound
         infos: dict[str, Any] = {name: values.copy() for name, values in outcome.infos.items()}
         infos.setdefault("diverged", np.zeros(self.num_envs, np.bool_))
         infos["goal_index"] = self._goal_indices.copy()

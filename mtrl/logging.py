@@ -109,8 +109,8 @@ class JsonlLogger:
         """Write what is waiting, make the file durable, close it. May be called twice."""
         if self._closed:
             return
-        self._closed = True
         self._write_pending()
+        self._closed = True
         lost = self._dropped + self._pending.count(b"\n")
         if lost:
             _messages.error(
@@ -120,12 +120,13 @@ class JsonlLogger:
             os.fsync(self._descriptor)
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
+        self._descriptor = -1
 
     def _write_pending(self) -> None:
         # A full disk may take the first half of a line. Exactly the other half is tried next time,
         # so that the file never holds a broken line in its middle.
         try:
-            if self._warned:
+            if self._warned and not self._closed:
                 self._reopen()
             if not os.fstat(self._descriptor).st_nlink:  # what is written there, nobody can read
                 raise FileNotFoundError(errno.ENOENT, "it was removed")

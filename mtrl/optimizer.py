@@ -69,7 +69,9 @@ class MultiTaskOptimizer:
             ``weights (K,)``, ``norm (K,)``, ``conflict_rate ()``, ``cosine_min ()`` and
             ``skipped ()``, the number of steps left out so far.
         """
-        J = jacobian(losses, parameters)
+        # A loss that overflowed, as a zero, has no gradient where its own derivative is finite: the
+        # other tasks go on learning.
+        J = jacobian(torch.where(losses.isfinite(), losses, 0.0), parameters)
         G = gramian(J)
         weights = self.weighting(G, (losses if rates is None else rates).detach())
         clipped = weights * self._clip_factor(weights, G)

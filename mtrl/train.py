@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .episodes import EpisodeTracker
 from .evaluate import Evaluation
+from .guard import Guard
 from .replay import Replay
 from .seeding import restore_generator
 from .types import Agent, Batch, Environments, Logger, State
@@ -115,6 +116,7 @@ class Trainer:
     def __post_init__(self) -> None:
         """Set up what is gathered between two lines of metrics."""
         self._episodes = EpisodeTracker(self.envs.task_names, self.envs.envs_per_task)
+        self._guard = Guard(self.envs.task_names, self.envs.envs_per_task)
         self._learned: Mapping[str, Tensor] = {}
         self._observations: Tensor | None = None  # (K, N, O) what the agent sees now
 
@@ -123,6 +125,9 @@ class Trainer:
 
         Returns:
             Whether the schedule, its last evaluation included, was finished.
+
+        Raises:
+            NonFiniteError: Numbers have not been finite for too long.
         """
         schedule, progress = self.schedule, self.progress
         self._clock = _Clock(progress)
@@ -139,6 +144,7 @@ class Trainer:
             if self.on_step:
                 self.on_step(progress)
             if self._crossed(schedule.log_every, before):
+                self._guard.check_updates(progress.env_steps)
                 episodes, learned = self._episodes.pop_metrics(), self._flatten(self._learned)
                 self._log(episodes | learned | self._clock.rates())
             if self._crossed(schedule.eval_every, before):
@@ -158,10 +164,11 @@ class Trainer:
         """
         overlap = self.schedule.overlap
         actions = self._choose(observations)
-        self.envs.send(actions.flatten(0, 1).cpu().numpy())
+        sent = self._guard.actions(actions.flatten(0, 1).cpu().numpy(), self.progress.env_steps)
+        self.envs.send(sent)
         if overlap:
             self._learn()
-        arrived = self._remember(observations, actions)
+        arrived = self._remember(observations, self._tensor(sent))
         if not overlap or self.progress.env_steps >= self.schedule.total_steps:
             self._learn()
         return arrived
@@ -175,19 +182,22 @@ class Trainer:
     def _remember(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Receive a step and store its transitions; return the next observations."""
         arrived, rewards, terminated, truncated, infos = self.envs.recv()
-        ended, diverged = terminated | truncated, infos["diverged"]
+        final = infos["final_obs"]
+        left_out = self._guard.step(arrived, rewards, final, self.progress.env_steps)
+        left_out |= infos["diverged"]
+        ended = terminated | truncated
         transitions = Batch(
             observations=observations,
             actions=actions,
             rewards=self._tensor(rewards),
             # Where an episode ended, `arrived` is already the next one's first observation.
-            next_observations=self._tensor(infos["final_obs"]),
+            next_observations=self._tensor(final),
             # A time limit is no end of the task: only termination stops values from bootstrapping.
             terminated=self._tensor(terminated),
         )
         shape = observations.shape[:2]
-        self.replay.add(transitions, ended.reshape(shape), left_out=diverged.reshape(shape))
-        self._episodes.add(rewards, infos["success"], ended, broken=diverged)
+        self.replay.add(transitions, ended.reshape(shape), left_out=left_out.reshape(shape))
+        self._episodes.add(rewards, infos["success"], ended, broken=left_out)
         self.progress.env_steps += len(rewards)
         self.progress.score = None
         return self._tensor(arrived)
@@ -199,6 +209,7 @@ class Trainer:
             return
         while self.progress.updates < due:
             self._learned = self.agent.update(self.replay.sample(self.schedule.batch_size))
+            self._guard.update(self._learned)
             self.progress.updates += 1
 
     def _evaluate(self) -> None:
@@ -255,6 +266,7 @@ class Trainer:
             "generator": self.generator.get_state(),
             "observations": self._observations,
             "episodes": self._episodes.state_dict(),
+            "guard": self._guard.state_dict(),
             "learned": dict(self._learned),
         }
 
@@ -268,6 +280,7 @@ class Trainer:
         if (observations := state["observations"]) is not None:
             self._observations = self._tensor(observations.flatten(0, 1).numpy())
         self._episodes.load_state_dict(state["episodes"])
+        self._guard.load_state_dict(state["guard"])
         self._learned = state["learned"]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from mtrl.checkpoint import CheckpointError, save_checkpoint
 from mtrl.errors import RunError
+from mtrl.guard import NonFiniteError, first_not_finite
 from mtrl.logging import JsonlLogger
 from mtrl.run_directory import RunDirectory
 from mtrl.types import State
@@ -52,6 +53,11 @@ class Saver:
             self._miss(fault)
             return
         self._tries = 0
+        if name := first_not_finite(state["agent"], "agent/"):
+            if not self.failed:
+                _messages.warning("%s is not finite: no checkpoint is made of that", name)
+            self.failed = True
+            return
         try:
             self._metrics.flush()
             save_checkpoint(
@@ -69,6 +75,24 @@ class Saver:
         if self.failed:
             _messages.info("saved again: a checkpoint of %d steps", env_steps)
         self.failed = False
+
+    def store_fault(self, fault: NonFiniteError, state: State) -> RunError:
+        """Store the state that a fault happens in, apart from the checkpoints, and say where."""
+        name = first_not_finite(state["agent"], "agent/")
+        reason = f"{fault} ({name} is not finite)" if name else str(fault)
+        try:
+            path = save_checkpoint(
+                self._run.path / "faults",
+                {**state, "circumstances": circumstances(self._device), "fault": reason},
+                env_steps=state["progress"]["env_steps"],
+                run=self._run.id,
+            )
+        except CheckpointError as error:
+            return RunError(f"{reason}; what led to it could not be stored: {error}")
+        return RunError(
+            f"{reason}; the state it happens in is in {path}, and `--resume` goes on from the last "
+            "good checkpoint"
+        )
 
     def _miss(self, fault: str) -> None:
         self.failed = True

@@ -14,6 +14,7 @@ from agents import SAC
 from mtrl.device import resolve_device, resolve_precision, set_threads, share_cores
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
+from mtrl.guard import NonFiniteError
 from mtrl.logging import JsonlLogger, LoggerGroup
 from mtrl.memory import require_memory
 from mtrl.progress import ProgressDisplay, setup_console
@@ -107,7 +108,11 @@ def train(config: Config) -> int:
         if state is not None:
             restore(trainer, state, run)
             tell_differences(state, device)
-        if not trainer.run():
+        try:
+            finished = trainer.run()
+        except NonFiniteError as fault:
+            raise saver.store_fault(fault, trainer.state_dict()) from fault
+        if not finished:
             _messages.info("stopped; to go on: --resume --run-dir %s", run.path)
         elif evaluation := trainer.evaluation or evaluator(trainer.agent):
             # Without one of this process, the run had been finished before, or all but the summary.

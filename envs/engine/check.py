@@ -42,7 +42,7 @@ def first_difference(
         simulation.actions[row] = action
         simulation.step_rows(row, row + 1)
         if python_rewards is not None:
-            python_rewards.evaluate(range(row, row + 1))
+            python_rewards.evaluate(row)
         observation, reward, _, _, info = template.env.step(action)
         if not np.array_equal(observation, simulation.observations[row]):
             return f"the observation of step {step}"

@@ -6,6 +6,7 @@ environments, since it is their own code that runs.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ class OfficialRewards:
             row: _share(templates[row // envs_per_task].env, simulation, row) for row in rows
         }
 
+    def remade(self, simulation: Simulation, templates: list[Template]) -> OfficialRewards:
+        """Make the same for another simulation, its rows yet to be restored."""
+        return OfficialRewards(simulation, templates, list(self._envs))
+
     def __contains__(self, row: int) -> bool:
         return row in self._envs
 
@@ -47,15 +52,27 @@ class OfficialRewards:
                 value = value.copy()
             setattr(self._envs[row], name, value)
 
-    def evaluate(self, only: range | None = None) -> None:
-        """Enter observations, rewards and measures of the step taken in the simulation's buffers.
+    def evaluate(self, row: int) -> None:
+        """Enter observation, reward and measures of the step taken in the simulation's buffers."""
+        self._evaluate_row(row, self._envs[row])
+
+    def evaluate_all(self, skipped: Container[int], missing: dict[int, BaseException]) -> None:
+        """Evaluate all rows but diverged ones.
 
         Args:
-            only: Rows to evaluate; all of them by default. Diverged ones are left out.
+            skipped: Rows to leave out as well.
+            missing: Holds a TimeoutError for each row to come, and what those raised that failed.
+                Whoever waits for this in another thread reads off it what is lost.
         """
-        for row, env in self._envs.items():
-            if (only is None or row in only) and not self._simulation.diverged[row]:
-                self._evaluate_row(row, env)
+        diverged = self._simulation.diverged
+        sound = [row for row in self._envs if not diverged[row] and row not in skipped]
+        missing |= dict.fromkeys(sound, TimeoutError("its reward took too long"))
+        for row in sound:
+            try:
+                self.evaluate(row)
+                del missing[row]
+            except Exception as error:
+                missing[row] = error
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """Return the environments' numbers as arrays, by `attributes/ROW/NAME`."""

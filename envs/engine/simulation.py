@@ -64,6 +64,7 @@ class Simulation:
         self._templates = templates
         self._tasks = list(tasks)
         self._envs_per_task = envs_per_task
+        self._num_threads = num_threads
         rows = len(templates) * envs_per_task
         self.actions = np.zeros((rows, 4), np.float32)
         self.observations = np.zeros((rows, OBSERVATION_SIZE))
@@ -83,6 +84,10 @@ class Simulation:
         self._chunks = split_rows(len(templates), envs_per_task, num_threads)
         self._models = self._share_models()
 
+    def remade(self, templates: Sequence[Template]) -> Simulation:
+        """Make the same anew, with nothing in common but what `templates` still share."""
+        return Simulation(templates, self._tasks, self._envs_per_task, self._num_threads)
+
     def restore(self, row: int, snapshot: Snapshot) -> None:
         """Put one row in the state after an official reset."""
         self.set_physics(row, snapshot.physics)
@@ -99,6 +104,10 @@ class Simulation:
     def jobs(self) -> list[Job]:
         """Split one step of all rows into jobs for any number of threads."""
         return [functools.partial(self.step_rows, first, end) for first, end in self._chunks]
+
+    def rows_of(self, job: int) -> range:
+        """Return the rows that the job of that number steps."""
+        return range(*self._chunks[job])
 
     def step_rows(self, first: int, end: int) -> None:
         """Step the rows `first` to `end - 1` with `actions`."""

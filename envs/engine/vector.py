@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
+
+from mtrl.errors import RunError
 
 from ..metaworld import common_observation_space, draw_goals, make_official_env
 from ..vector import MultiTaskVectorEnv, Outcome, VectorOptions
@@ -21,6 +24,12 @@ from .simulation import Simulation
 from .tasks import find_task
 from .template import Template
 from .workers import Workers
+
+STEP_SECONDS = 60.0
+"""A step that takes longer hangs; the slowest sound ones take a second."""
+
+MAX_FAILURES = 10
+"""So many failed steps of simulations end the training: something is wrong for good."""
 
 _logger = logging.getLogger("mtrl")
 
@@ -37,11 +46,13 @@ class EngineVectorEnv(MultiTaskVectorEnv):
     any result.
 
     `infos` holds what `OfficialVectorEnv` gives and `diverged`: where it is True, MuJoCo gave up
-    on the simulation. The episode is truncated there with the last sound observation, reward and
-    measures 0: nothing of it happened, so such a step is better left out of a replay.
+    on the simulation, or its step failed or hung. The episode is truncated there with the last
+    sound observation, reward and measures 0: nothing of it happened, so such a step is better left
+    out of a replay.
 
     Attributes:
         num_diverged: Steps lost to diverged simulations so far.
+        num_failures: How often a simulation failed or hung and was replaced, in this process.
         python_tasks: Names of the tasks whose rewards run as official Python code.
     """
 
@@ -77,6 +88,7 @@ class EngineVectorEnv(MultiTaskVectorEnv):
             observation_space=common_observation_space(envs),
             action_space=Box(-1.0, 1.0, (4,), np.float32),
         )
+        self._reward_version = reward_version
         self._templates = [Template(*pair) for pair in zip(envs, goals, strict=True)]
         kernels = [find_task(name) if reward_version == "v2" else None for name in task_names]
         threads = num_threads or available_cores()
@@ -84,9 +96,9 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         compiled = {index for index, task in enumerate(kernels) if task is not None}
         self._python_rewards = self._compare_with_official(compiled)
         self._stable = np.zeros_like(self._simulation.observations)
-        self._jobs = self._simulation.jobs()
         self._in_flight = False
         self.num_diverged = 0
+        self.num_failures = 0
         self._workers = Workers(threads)
 
     def reset(
@@ -122,12 +134,13 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         self._simulation.actions[:] = self._checked(actions)
         self._stable[:] = self._simulation.observations
         self._in_flight = True
-        self._workers.start(self._jobs)
+        self._workers.start(self._simulation.jobs())
 
     def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Wait for the step that `send` started; returns what `step` returns.
 
         Raises:
+            RunError: if simulations have failed too often.
             RuntimeError: if nothing was sent.
         """
         if not self._in_flight:
@@ -195,11 +208,12 @@ class EngineVectorEnv(MultiTaskVectorEnv):
 
     def _step_envs(self, actions: NDArray[Any]) -> Outcome:  # noqa: ARG002 - sent already
         self._in_flight = False
-        self._workers.wait()
-        self._python_rewards.evaluate()
+        failed = self._wait()
+        if failed:
+            self._replace(failed)
         simulation = self._simulation
         if simulation.diverged.any():
-            self._end_diverged(np.flatnonzero(simulation.diverged))
+            self._end_lost(np.flatnonzero(simulation.diverged), failed)
         rewards = simulation.measures["reward"]
         infos: dict[str, NDArray[Any]] = {name: simulation.measures[name] for name in MEASURES}
         infos["success"] = infos["success"] > 0
@@ -207,17 +221,59 @@ class EngineVectorEnv(MultiTaskVectorEnv):
         infos["diverged"] = simulation.diverged
         return Outcome(simulation.observations, rewards, infos)
 
-    def _end_diverged(self, rows: NDArray[np.intp]) -> None:
+    def _wait(self) -> dict[int, BaseException]:
+        """Wait for physics, then rewards that are Python; returns what failed, by row."""
+        failed = {
+            row: error
+            for number, error in self._workers.wait(STEP_SECONDS).items()
+            for row in self._simulation.rows_of(number)
+        }
+        if self.python_tasks:
+            missing: dict[int, BaseException] = {}
+            evaluate = functools.partial(self._python_rewards.evaluate_all, failed, missing)
+            self._workers.start([evaluate])
+            self._workers.wait(STEP_SECONDS)
+            failed = failed | missing
+        return failed
+
+    def _replace(self, failed: dict[int, BaseException]) -> None:
+        """Go on without the simulations in which rows failed, and mark these as diverged.
+
+        A thread that hangs may come back at any time and write to what it was given. So everything
+        of the tasks concerned is made anew, and what the other rows were at is copied.
+        """
+        rows = sorted(failed)
+        tasks = sorted({row // self.envs_per_task for row in rows})
+        names = ", ".join(self.task_names[task] for task in tasks)
+        self.num_failures += 1
+        reason = f"the simulation of {names} failed ({failed[rows[0]]!r})"
+        if self.num_failures >= MAX_FAILURES:
+            raise RunError(f"{reason}, {MAX_FAILURES} times in all: add `--resume` to go on")
+        _logger.warning("%s and is replaced; its episodes are dropped", reason)
+        state, old = self.get_state(), self._simulation
+        for task in tasks:
+            env = make_official_env(self.task_names[task], self._reward_version)
+            self._templates[task] = Template(env, self._templates[task].goals)
+        self._simulation = old.remade(self._templates)
+        self._python_rewards = self._python_rewards.remade(self._simulation, self._templates)
+        self.set_state(state)
+        self._simulation.measures[:] = old.measures
+        self._simulation.diverged[:] = old.diverged
+        self._simulation.diverged[rows] = True
+
+    def _end_lost(self, rows: NDArray[np.intp], failed: Container[int]) -> None:
+        """End the episodes of rows that diverged, or else have been told to have failed."""
         self._simulation.observations[rows] = self._stable[rows]
         self._simulation.measures[rows] = 0
         self._elapsed[rows] = self.max_episode_steps - 1  # so that this step is the last
         self.num_diverged += rows.size
-        names = sorted({self.task_names[row // self.envs_per_task] for row in rows})
-        _logger.warning(
-            "the simulation of %s diverged and was reset (%d times in all)",
-            ", ".join(names),
-            self.num_diverged,
-        )
+        diverged = [row for row in rows.tolist() if row not in failed]
+        if names := sorted({self.task_names[row // self.envs_per_task] for row in diverged}):
+            _logger.warning(
+                "the simulation of %s diverged and was reset (%d times in all)",
+                ", ".join(names),
+                self.num_diverged,
+            )
 
     def _restore(self, row: int, goal: int) -> None:
         snapshot = self._templates[row // self.envs_per_task].snapshot(goal)

@@ -3,13 +3,30 @@
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
-Job = Callable[[], None]
+Job = Callable[[], object]
+
+_SLICES = 10  # of a time limit: a process that was suspended must not find it used up at once
+
+
+class _Batch:
+    """Jobs handed out together, and what has become of them."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = jobs
+        self.order = iter(range(len(jobs)))  # hands out each number once, to any thread
+        self.done = [False] * len(jobs)
+        self.errors: dict[int, BaseException] = {}
+        self.abandoned = False
 
 
 class Workers:
-    """A fixed set of threads that share the jobs of one batch at a time."""
+    """A fixed number of threads that share the jobs of one batch at a time.
+
+    A thread inside C code cannot be stopped. One that hangs is left to itself: it takes no further
+    job, and others take its place.
+    """
 
     def __init__(self, num_threads: int) -> None:
         """Start the threads.
@@ -17,8 +34,59 @@ class Workers:
         Args:
             num_threads: At least one.
         """
-        self._batches: queue.SimpleQueue[Iterator[Job] | None] = queue.SimpleQueue()
-        self._finished: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._num_threads = num_threads
+        self._batch: _Batch | None = None
+        self._start_threads()
+
+    def start(self, jobs: Iterable[Job]) -> None:
+        """Hand out jobs, which the threads take one by one; `wait` must follow."""
+        assert self._batch is None
+        self._batch = _Batch(list(jobs))
+        for _ in self._threads:
+            self._batches.put(self._batch)
+
+    def wait(self, limit: float) -> dict[int, BaseException]:
+        """Wait for all jobs, but not for ever.
+
+        Args:
+            limit: Seconds, of which those do not count in which this process was suspended.
+
+        Returns:
+            What went wrong, by the job's number: what it raised, or a TimeoutError where it has
+            not ended. Whatever such a job may still write to must be given up.
+        """
+        if self._batch is None:
+            return {}
+        batch, self._batch = self._batch, None
+        slices = 0
+        waiting = self._num_threads
+        while waiting and slices < _SLICES:
+            try:
+                self._finished.get(timeout=limit / _SLICES)
+                waiting -= 1
+            except queue.Empty:
+                slices += 1
+        if waiting:
+            batch.abandoned = True
+            late = [number for number, done in enumerate(batch.done) if not done]
+            self._stop()
+            self._start_threads()
+            return {**batch.errors, **dict.fromkeys(late, TimeoutError(f"after {limit:g} s"))}
+        return batch.errors
+
+    def close(self, limit: float = 10.0) -> None:
+        """Let the jobs at hand end and stop the threads. May be called again.
+
+        Args:
+            limit: Seconds to wait for each; one that hangs ends with the process.
+        """
+        self._stop()
+        for thread in self._threads:
+            thread.join(limit)
+
+    def _start_threads(self) -> None:
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
         # Threads know the queues only, so that they keep nothing alive but themselves.
         self._threads = [
             threading.Thread(
@@ -27,54 +95,28 @@ class Workers:
                 name=f"mtrl-engine-{index}",
                 daemon=True,
             )
-            for index in range(num_threads)
+            for index in range(self._num_threads)
         ]
-        self._running = False
         # Dropped without `close`, or at the interpreter's end, the threads still stop.
-        self._stop = weakref.finalize(self, _stop, self._batches, num_threads)
+        self._stop = weakref.finalize(self, _stop, self._batches, self._num_threads)
         for thread in self._threads:
             thread.start()
 
-    def start(self, jobs: Iterable[Job]) -> None:
-        """Hand out jobs, which the threads take one by one; `wait` must follow."""
-        assert not self._running
-        self._running = True
-        shared = iter(list(jobs))  # a list's iterator hands out each item once, to any thread
-        for _ in self._threads:
-            self._batches.put(shared)
 
-    def wait(self) -> None:
-        """Wait for all jobs; raises what the first failing one raised."""
-        if not self._running:
-            return
-        errors = [self._finished.get() for _ in self._threads]
-        self._running = False
-        for error in errors:
-            if error is not None:
-                raise error
-
-    def close(self) -> None:
-        """Let the jobs at hand end and stop the threads. May be called again."""
-        self._stop()
-        for thread in self._threads:
-            thread.join()
-
-
-def _stop(batches: "queue.SimpleQueue[Iterator[Job] | None]", num_threads: int) -> None:
+def _stop(batches: "queue.SimpleQueue[_Batch | None]", num_threads: int) -> None:
     for _ in range(num_threads):
         batches.put(None)
 
 
-def _work(
-    batches: "queue.SimpleQueue[Iterator[Job] | None]",
-    finished: "queue.SimpleQueue[BaseException | None]",
-) -> None:
+def _work(batches: "queue.SimpleQueue[_Batch | None]", finished: "queue.SimpleQueue[None]") -> None:
     while (batch := batches.get()) is not None:
-        error: BaseException | None = None
-        try:
-            for job in batch:
-                job()
-        except BaseException as raised:  # handed to the thread that waits
-            error = raised
+        for number in batch.order:
+            try:
+                batch.jobs[number]()
+            except BaseException as error:  # handed to the thread that waits
+                batch.errors[number] = error
+            batch.done[number] = True
+            if batch.abandoned:
+                return
         del batch  # an idle thread keeps no job alive
-        finished.put(error)
+        finished.put(None)

@@ -1,4 +1,6 @@
 import functools
+import subprocess
+import sys
 import threading
 import time
 
@@ -7,6 +9,8 @@ import pytest
 from envs.engine.simulation import split_rows
 from envs.engine.workers import Workers
 
+LIMIT = 60.0
+
 
 def test_every_job_runs_once_whatever_the_number_of_threads():
     for num_threads in (1, 2, 7):
@@ -14,7 +18,7 @@ def test_every_job_runs_once_whatever_the_number_of_threads():
         for batch in range(3):
             done: list[int] = []
             workers.start([functools.partial(done.append, index) for index in range(20 * batch)])
-            workers.wait()
+            assert workers.wait(LIMIT) == {}
             assert sorted(done) == list(range(20 * batch))
         workers.close()
 
@@ -23,23 +27,23 @@ def test_jobs_run_side_by_side():
     workers = Workers(2)
     barrier = threading.Barrier(2, timeout=5)  # passes only if both are in it at once
     workers.start([barrier.wait, barrier.wait])
-    workers.wait()
+    assert workers.wait(LIMIT) == {}
     workers.close()
 
 
-def test_a_failing_job_is_raised_and_the_threads_live_on():
+def test_a_failing_job_is_told_and_the_threads_live_on():
     workers = Workers(2)
 
     def fail():
         raise ZeroDivisionError("in a job")
 
-    workers.start([fail, lambda: None])
-    with pytest.raises(ZeroDivisionError, match="in a job"):
-        workers.wait()
     done = []
-    workers.start([lambda: done.append(1)])
-    workers.wait()
-    assert done == [1]
+    workers.start([lambda: None, fail, lambda: done.append(1)])
+    (number, error), *_ = workers.wait(LIMIT).items()
+    assert (number, str(error)) == (1, "in a job")
+    workers.start([lambda: done.append(2)])
+    assert workers.wait(LIMIT) == {}
+    assert done == [1, 2]
     workers.close()
 
 
@@ -49,6 +53,55 @@ def test_closing_waits_for_the_job_at_hand():
     workers.close()
     assert done == [1]
     workers.close()
+
+
+@pytest.mark.parametrize("num_hanging", [1, 2])
+def test_hanging_threads_are_replaced_and_take_no_further_job(num_hanging):
+    workers, released, done = Workers(2), threading.Event(), []
+    before = threading.active_count()
+    workers.start([released.wait] * num_hanging + [functools.partial(done.append, 1)])
+    began = time.monotonic()
+    lost = workers.wait(0.5)
+    assert 0.4 < time.monotonic() - began < 5
+    expected = [0] if num_hanging == 1 else [0, 1, 2]  # with both gone nobody takes the third
+    assert sorted(lost) == expected
+    assert all(isinstance(error, TimeoutError) for error in lost.values())
+    late = list(done)
+    workers.start([functools.partial(done.append, 2)] * 4)
+    assert workers.wait(LIMIT) == {}
+    assert done == [*late, 2, 2, 2, 2]
+    released.set()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    assert done == [*late, 2, 2, 2, 2]
+    workers.close()
+
+
+def test_closing_gives_up_on_a_thread_that_hangs():
+    workers, released = Workers(1), threading.Event()
+    workers.start([released.wait])
+    began = time.monotonic()
+    workers.close(limit=0.2)
+    assert time.monotonic() - began < 5
+    released.set()
+
+
+HANGING = """
+import time
+from envs.engine.workers import Workers
+workers = Workers(1)
+workers.start([lambda: time.sleep(1000)])
+print(len(workers.wait(0.2)))
+workers.close()
+"""
+
+
+def test_an_interpreter_ends_though_a_thread_hangs():
+    command = [sys.executable, "-c", HANGING]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")
 
 
 @pytest.mark.parametrize("num_tasks", [1, 3, 10, 50])

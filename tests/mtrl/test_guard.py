@@ -1,0 +1,162 @@
+"""Numbers that are not finite, from real environments and a real agent gone wrong."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from agents import SAC, SACConfig
+from envs.toy import TOY_TASKS, ToyVectorEnv
+from envs.vector import VectorOptions
+from mtrl.guard import Guard, NonFiniteError, first_not_finite
+from mtrl.replay import Replay
+from mtrl.train import Schedule, Trainer
+
+K, N, EPISODE = 4, 2, 10
+ROW = 3  # the second environment of toy-left
+SCHEDULE = Schedule(
+    total_steps=60 * K * N,
+    warmup_steps=5 * K * N,
+    batch_size=4,
+    update_ratio=1.0,
+    log_every=10 * K * N,
+    eval_every=10**9,
+    checkpoint_every=10**9,
+)
+
+
+class GoingWrong(ToyVectorEnv):
+    """Toy tasks, some rows of which give `value` as their `quantity` from `start` to `end`."""
+
+    def __init__(self, quantity, value, start, end, rows=ROW):
+        options = VectorOptions(
+            seed=1, envs_per_task=N, max_episode_steps=EPISODE, goals="random", one_hot=False
+        )
+        super().__init__(TOY_TASKS, options, goal_seed=1)
+        self._fault = quantity, value, range(start, end), rows
+        self._steps = 0
+
+    def _step_envs(self, actions):
+        outcome = super()._step_envs(actions)
+        quantity, value, when, rows = self._fault
+        self._steps += 1
+        if self._steps in when:
+            getattr(outcome, quantity)[rows] = value
+        return outcome
+
+
+class Lines(list):
+    def log(self, metrics):
+        self.append(dict(metrics))
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def train():
+    """Train SAC in given environments; return the trainer, which `before` may prepare."""
+
+    def train(envs, before=lambda trainer: None, **changes):
+        config = SACConfig(critic_width=8, critic_depth=1, actor_width=8, actor_depth=1)
+        trainer = Trainer(
+            agent=SAC(config, num_tasks=K, observation_size=4, action_size=2, seed=1),
+            envs=envs,
+            replay=Replay(K, 1000, 4, 2, generator=torch.Generator().manual_seed(1)),
+            schedule=dataclasses.replace(SCHEDULE, **changes),
+            logger=Lines(),
+            evaluate=lambda agent: None,
+            save=lambda state, env_steps: None,
+            stop=lambda: False,
+            generator=torch.Generator().manual_seed(1),
+        )
+        before(trainer)
+        trainer.run()
+        return trainer
+
+    return train
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value"),
+    [
+        *[("observations", value) for value in (math.nan, math.inf, -math.inf)],
+        *[("rewards", value) for value in (math.nan, 1e300)],  # more than float32 can hold
+    ],
+)
+def test_what_environments_give_is_kept_out_named_and_counted(train, caplog, quantity, value):
+    trainer = train(GoingWrong(quantity, value, 20, 23))
+    assert first_not_finite(trainer.state_dict()) is None
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"{quantity[:-1]} of toy-left is not finite at step {19 * K * N}: ")
+    last = trainer.logger[-1]
+    dropped = {name: value for name, value in last.items() if "dropped" in name}
+    assert dropped == {"train/dropped_episodes/toy-left": 3}
+    assert last["gradients/critic/skipped"] == last["gradients/actor/skipped"] == 0
+    assert trainer.progress.updates == 55 * K * N // K
+
+
+def test_an_environment_that_stays_broken_ends_the_training(train):
+    with pytest.raises(NonFiniteError, match=r"toy-left had 100 steps in a row .* up to step 944"):
+        train(GoingWrong("rewards", math.nan, 20, 10**9), total_steps=200 * K * N)
+
+
+def test_a_loss_that_overflows_leaves_the_other_tasks_learning(train, caplog):
+    def remember(trainer):
+        before.update(
+            {name: value.clone() for name, value in trainer.agent.critics.state_dict().items()}
+        )
+
+    before: dict[str, torch.Tensor] = {}
+    trainer = train(GoingWrong("rewards", 1e30, 10, 11), remember)
+    assert all(message.startswith("train/critic_loss of toy-left") for message in warnings(caplog))
+    assert warnings(caplog)
+    assert first_not_finite(trainer.state_dict()) is None
+    assert trainer.logger[-1]["gradients/critic/skipped"] == 0
+    after = trainer.agent.critics.state_dict()
+    assert all(not torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_task_whose_loss_stays_broken_ends_the_training(train):
+    with pytest.raises(NonFiniteError, match=r"train/critic_loss of toy-left was not finite in"):
+        train(GoingWrong("rewards", 1e30, 1, 10**9, slice(2, 4)), total_steps=100 * K * N)
+
+
+@pytest.mark.parametrize("network", ["critics", "actor"])
+def test_a_poisoned_weight_is_found(train, network):
+    def poison(trainer):
+        with torch.no_grad():
+            next(getattr(trainer.agent, network).parameters()).view(-1)[0] = math.nan
+        trainers.append(trainer)
+
+    trainers: list[Trainer] = []
+    with pytest.raises(NonFiniteError, match="in a row"):
+        train(GoingWrong("rewards", 0, 0, 0), poison, total_steps=200 * K * N)
+    (trainer,) = trainers
+    state = trainer.state_dict()
+    assert first_not_finite(state["replay"]) is None
+    assert first_not_finite(state["agent"]).startswith(network)
+
+
+def test_a_sound_training_is_not_disturbed(train, caplog):
+    trainer = train(GoingWrong("rewards", 0, 0, 0))
+    assert warnings(caplog) == []
+    assert not any("dropped" in name for line in trainer.logger for name in line)
+
+
+def test_who_saw_something_broken_before_a_stop_is_still_left_out_after_it():
+    guard, resumed = Guard(["a", "b"], 1), Guard(["a", "b"], 1)
+    broken = np.array([[0.0], [math.nan]])
+    assert guard.step(broken, np.zeros(2), np.zeros((2, 1)), 0).tolist() == [False, False]
+    resumed.load_state_dict(guard.state_dict())
+    sound = np.zeros((2, 1))
+    assert resumed.step(sound, np.zeros(2), sound, 2).tolist() == [False, True]
+    assert resumed.step(sound, np.zeros(2), sound, 4).tolist() == [False, False]
+    with pytest.raises(ValueError, match="shape"):
+        Guard(["a"], 1).load_state_dict(guard.state_dict())
