@@ -259,6 +259,8 @@ def _checkpoints(directory: Path) -> list[Path]:
 
 def _remove_old(directory: Path, newest: Path, keep_last: int, keep_best: int) -> None:
     paths = _checkpoints(directory)
+    if newest not in paths:  # somebody has just moved the run's directory away
+        return
     # One that claims to be newer is one that resuming has skipped as damaged: it goes first.
     later = paths[: paths.index(newest)]
     kept: set[str] = set()
