@@ -103,6 +103,9 @@ def main() -> int:
     parser.add_argument("--benchmark", default="MT10")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--steps-between", type=int, default=20_000, help="logs, evaluations, ...")
+    parser.add_argument(
+        "--memory", type=float, default=ALLOWED["resident_mib"], help="share it may grow by"
+    )
     parser.add_argument("--output", type=Path, help="where the result is kept, as JSON")
     parser.add_argument("more", nargs="*", help="options for the training, after --")
     arguments = parser.parse_args()
@@ -128,7 +131,8 @@ def main() -> int:
             process.kill()
             process.wait()
     slopes = {name: slope(samples) for name, samples in collected.items()}
-    flat = {name: result["growth"] <= ALLOWED[name] for name, result in slopes.items()}
+    allowed = ALLOWED | {"resident_mib": arguments.memory}
+    flat = {name: result["growth"] <= allowed[name] for name, result in slopes.items()}
     print(f"{'':14}{'mean':>12}{'per hour':>14}{'growth':>10}")
     for name, result in slopes.items():
         verdict = "flat" if flat[name] else "GROWS"
