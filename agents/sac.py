@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from mtrl.errors import UserError
 from mtrl.optimizer import MultiTaskOptimizer
-from mtrl.seeding import make_generator
+from mtrl.seeding import make_generator, restore_generator
 from mtrl.types import Batch, State
 from mtrl.weighting import make_weighting
 
@@ -356,7 +356,7 @@ class SAC:
         }
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self._noise_generator.set_state(state["noise_generator"])
+        restore_generator(self._noise_generator, state["noise_generator"])
 
 
 def _name_gradient_metrics(network: str, metrics: dict[str, Tensor]) -> dict[str, Tensor]:

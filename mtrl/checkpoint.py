@@ -34,7 +34,7 @@ from .manifest import (
     verify_manifest,
     write_manifest,
 )
-from .state_tree import pack, unpack
+from .state_tree import bits, pack, unpack
 from .types import State
 
 __all__ = [
@@ -228,18 +228,12 @@ def _write(directory: Path, structure: Any, arrays: dict[str, torch.Tensor], lab
     save_file(arrays, directory / TENSORS)
     with safe_open(directory / TENSORS, framework="pt") as stored:
         for name, tensor in arrays.items():
-            if not torch.equal(_bits(stored.get_tensor(name)), _bits(tensor)):
+            if not torch.equal(bits(stored.get_tensor(name)), bits(tensor)):
                 raise OSError(f"{TENSORS}: `{name}` differs when read back")
     write_json_atomic(directory / STATE, structure)
     if (directory / STATE).stat().st_size > MAX_STATE_BYTES:
         raise OSError(f"{STATE} is larger than {MAX_STATE_BYTES} bytes: put bulk data into arrays")
     write_manifest(directory, (TENSORS, STATE), label)
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    # As integers of the same size, NaN equals itself and -0.0 differs from 0.0.
-    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.view(sizes[tensor.element_size()])
 
 
 def _move_into_place(temporary: Path, final: Path) -> None:
@@ -265,6 +259,8 @@ def _checkpoints(directory: Path) -> list[Path]:
 
 def _remove_old(directory: Path, newest: Path, keep_last: int, keep_best: int) -> None:
     paths = _checkpoints(directory)
+    if newest not in paths:  # somebody has just moved the run's directory away
+        return
     # One that claims to be newer is one that resuming has skipped as damaged: it goes first.
     later = paths[: paths.index(newest)]
     kept: set[str] = set()

@@ -42,6 +42,23 @@ def set_threads(count: int) -> int:
     return threads
 
 
+def share_cores(learning: int, simulating: int, *, overlap: bool) -> tuple[int, int]:
+    """Return how many threads learn and how many simulate.
+
+    Args:
+        learning: Threads asked for; 0 for what is left, at least one.
+        simulating: Likewise; 0 for half of the cores if both work at once. If they take turns, as
+            many as learn.
+        overlap: Whether both work at once.
+    """
+    cores = available_cores()
+    if not overlap:
+        learning = learning or cores
+        return learning, simulating or learning
+    simulating = simulating or max(1, cores // 2)
+    return learning or max(1, cores - simulating), simulating
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

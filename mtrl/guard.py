@@ -16,6 +16,8 @@ from .types import State
 MAX_IN_A_ROW = 100
 """So many steps of one environment, or updates, in a row that are not finite end a training."""
 
+_LARGEST = np.finfo(np.float32).max
+
 _messages = logging.getLogger("mtrl")
 
 
@@ -102,7 +104,7 @@ class Guard:
                 for name, value in metrics.items()
                 for k in range(value.numel())
             ]
-        broken = values.isfinite().logical_not_()
+        broken = values - values != 0  # an infinity less itself is NaN, which equals nothing
         in_a_row, most, total = self._counts
         in_a_row.add_(1).mul_(broken)
         torch.maximum(most, in_a_row, out=most)
@@ -151,8 +153,9 @@ class Guard:
         self, quantity: str, values: NDArray[np.floating], env_steps: int
     ) -> NDArray[np.bool_]:
         """Find the rows that are not finite in the precision they are stored with."""
-        with np.errstate(over="ignore"):
-            broken = np.asarray(~np.isfinite(values.astype(np.float32)).all(axis=1), np.bool_)
+        if np.abs(values).max(initial=0.0) <= _LARGEST:  # which NaN is not, either
+            return np.zeros(len(values), np.bool_)
+        broken = np.asarray(~(np.abs(values) <= _LARGEST).all(axis=1), np.bool_)
         for row in np.flatnonzero(broken):
             key = quantity, int(self._tasks[row])
             if key not in self._named:

@@ -7,6 +7,7 @@ A run directory holds:
     summary.json     the final figures
     checkpoints/     see `checkpoint`
     wandb/           files of wandb
+    faults/          what a run saw that numbers ended that were not finite
     lock, lock.json  see `run_lock`
 """
 
@@ -14,6 +15,7 @@ import datetime
 import json
 import logging
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -39,11 +41,15 @@ class RunDirectory:
     Attributes:
         path: the directory.
         config: the configuration as stored, so with lists for tuples.
+        id: what its checkpoints are known by, wherever the directory is moved.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], lock: RunLock | None) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], run_id: str, lock: RunLock | None
+    ) -> None:
         self.path = path
         self.config = config
+        self.id = run_id
         self._lock = lock
 
     @classmethod
@@ -68,13 +74,14 @@ class RunDirectory:
             UserError: the directory holds something, belongs to a running process, or cannot be
                 written.
         """
+        run_id = uuid.uuid4().hex
         try:
             path = _make_default(root, default_name) if path is None else _make(path)
             lock = RunLock(path)
             try:
                 if _contents(path):  # another process was faster
                     raise _taken(path)
-                write_json_atomic(path / _CONFIG, _record(config, history=[]))
+                write_json_atomic(path / _CONFIG, _record(config, [], run_id))
             except BaseException:
                 lock.release()
                 raise
@@ -83,7 +90,7 @@ class RunDirectory:
                 f"`--run-dir` {path or root} cannot be written ({error.strerror}): "
                 "name a directory that you may write to"
             ) from error
-        return cls(path, _as_json(config), lock)
+        return cls(path, _as_json(config), run_id, lock)
 
     @classmethod
     def resume(
@@ -110,7 +117,7 @@ class RunDirectory:
                 _refuse_differences(path, record["config"], given, may_differ)
                 if record["config"] != given:
                     history = [*record.pop("history", []), record]
-                    write_json_atomic(path / _CONFIG, _record(config, history))
+                    write_json_atomic(path / _CONFIG, _record(config, history, record["id"]))
             except BaseException:
                 lock.release()
                 raise
@@ -119,7 +126,7 @@ class RunDirectory:
                 f"`--run-dir` {path} cannot be written ({error.strerror}): "
                 "resuming adds to it, so copy the run to where you may write"
             ) from error
-        return cls(path, given, lock)
+        return cls(path, given, record["id"], lock)
 
     @classmethod
     def open_existing(cls, path: Path) -> "RunDirectory":
@@ -128,7 +135,8 @@ class RunDirectory:
         Raises:
             UserError: there is no run, or its config.json is damaged.
         """
-        return cls(path, read_config(path), lock=None)
+        record = _read_record(path)
+        return cls(path, record["config"], record["id"], lock=None)
 
     @property
     def config_path(self) -> Path:
@@ -201,6 +209,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(file.read_bytes())
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise ValueError('no "config"')
+        if not isinstance(record.setdefault("id", ""), str):
+            raise ValueError('"id" is not a string')
         if not isinstance(record.get("history", []), list):
             raise ValueError('"history" is not a list')
     except (OSError, ValueError, RecursionError) as error:
@@ -210,8 +220,9 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _record(config: Mapping[str, Any], history: list[Any]) -> dict[str, Any]:
+def _record(config: Mapping[str, Any], history: list[Any], run_id: str) -> dict[str, Any]:
     return {
+        "id": run_id,
         "config": config,
         "versions": library_versions(),
         "machine": machine(),

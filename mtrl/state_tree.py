@@ -5,6 +5,8 @@ A state is a nested dict with `str` keys. Its leaves are tensors, NumPy arrays, 
 `bool`, `str` and None. Lists and tuples may stand anywhere and come back as lists.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +71,22 @@ def unpack(
         case "float":
             return float(content)
     raise ValueError(f"unknown tag {tag!r}")
+
+
+def fingerprint(state: State) -> str:
+    """Return a SHA-256 over every bit of a state, by which two are seen to be equal."""
+    structure, arrays = pack(state)
+    digest = hashlib.sha256(json.dumps(structure, sort_keys=True).encode())
+    for name, tensor in sorted(arrays.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(bits(tensor).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """View a tensor as integers, in which NaN equals itself and -0.0 differs from 0.0."""
+    sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(sizes[tensor.element_size()])
 
 
 def _pack(node: Any, path: _Path, arrays: dict[str, torch.Tensor]) -> Any:

@@ -14,7 +14,7 @@ from mtrl.errors import UserError
 MAY_DIFFER_ON_RESUME = frozenset(
     {
         *("total_steps", "eval_every", "checkpoint_every", "log_every", "eval_envs_per_task"),
-        *("wandb", "device", "threads"),
+        *("wandb", "device", "threads", "simulation_threads"),
     }
 )
 """Options that change how long a run goes on and what is told of it, but not what it learns."""
@@ -40,7 +40,12 @@ class Config:
     """What matrix products are computed in; auto takes bf16 where the hardware has it. Parameters,
     losses and log-probabilities are fp32 always."""
     threads: int = 0
-    """CPU threads of learner and simulation, which take turns; 0 for as many as there are cores."""
+    """CPU threads that learn; 0 for all cores, or with --overlap for those that do not simulate."""
+    simulation_threads: int = 0
+    """Threads that simulate, which changes no result; 0 for as many as learn, or with --overlap
+    for half of the cores."""
+    overlap: bool = True
+    """Learn while the environments take their next step, from what was there before it."""
     agent: SACConfig = field(default_factory=SACConfig)
     """Networks, losses, weightings."""
     batch_size: int = 64
@@ -50,7 +55,7 @@ class Config:
     warmup_steps: int = 60_000
     """Steps with random actions and without updates, at the start."""
     replay_capacity: int = 100_000
-    """Transitions remembered per task."""
+    """Observations remembered per task; a transition takes one, an episode's end one more."""
     engine: Literal["fast", "official"] = "fast"
     """What simulates Meta-World: the compiled engine, or the official classes it is equal to."""
     reward_version: Literal["v1", "v2"] = "v2"
@@ -111,7 +116,7 @@ class Config:
             "log_every",
         ):
             self._require(name, getattr(self, name) >= 1, "give at least 1")
-        for name in ("seed", "threads", "warmup_steps"):
+        for name in ("seed", "threads", "simulation_threads", "warmup_steps"):
             self._require(name, getattr(self, name) >= 0, "give at least 0")
         self._require("update_ratio", 0 < self.update_ratio < float("inf"), "give more than 0")
         self._require(
@@ -128,8 +133,8 @@ class Config:
         )
         self._require(
             "envs_per_task",
-            self.envs_per_task <= self.replay_capacity,
-            f"one step of each must fit {capacity}",
+            3 * self.envs_per_task <= self.replay_capacity,
+            f"a step takes up to three observations of each, which must fit {capacity}",
         )
         self._require(
             "resume",

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtrl.checkpoint import load_latest
-from mtrl.device import resolve_device, set_threads
+from mtrl.device import resolve_device, set_threads, share_cores
 from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
@@ -22,7 +22,8 @@ from mtrl.run_directory import RunDirectory
 from mtrl.train import Progress
 from scripts.command_line import exit_with, parse_options
 from scripts.config import Config
-from scripts.training import make_agent, make_envs, restore, summarize
+from scripts.resuming import restore
+from scripts.training import make_agent, make_envs, summarize
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,17 @@ def main() -> int:
     run = RunDirectory.open_existing(options.run)
     config = dataclasses.replace(Config.from_json(run.config), device=options.device)
     device = resolve_device(config.device)
-    set_threads(config.threads)
-    checkpoint = load_latest(run.checkpoints_path, only=("agent", "progress"))
-    with closing(make_envs(config, config.eval_envs_per_task, evaluation=True)) as environments:
+    threads = share_cores(config.threads, config.simulation_threads, overlap=False)
+    set_threads(threads[0])
+    checkpoint = load_latest(run.checkpoints_path, run=run.id, only=("agent", "progress"))
+    with closing(
+        make_envs(config, config.eval_envs_per_task, threads[1], evaluation=True)
+    ) as environments:
         agent = make_agent(config, environments, device)
         restore(agent, checkpoint.state["agent"], run)
         evaluation = evaluate(agent, environments, device=device)
     assert evaluation is not None  # nobody asked it to stop
-    progress = Progress(**checkpoint.state["progress"])
+    progress = Progress.from_state(checkpoint.state["progress"])
     show(evaluation, progress)
     store(run, summarize(config, evaluation, progress))
     return 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from mtrl.checkpoint import CheckpointError, save_checkpoint
 from mtrl.errors import RunError
 from mtrl.guard import NonFiniteError, first_not_finite
 from mtrl.logging import JsonlLogger
 from mtrl.run_directory import RunDirectory
 from mtrl.types import State
+
+from .resuming import circumstances
 
 MAX_TRIES = 5
 """A run whose directory has gone, or may not be written, ends after so many saves in a row."""
@@ -26,15 +30,17 @@ class Saver:
     Args:
         run: Where to save.
         metrics: Whose lines must be on file before a checkpoint that would skip them on resuming.
+        device: The agent's.
 
     Attributes:
         failed: Whether the last save did.
     """
 
-    def __init__(self, run: RunDirectory, metrics: JsonlLogger) -> None:
+    def __init__(self, run: RunDirectory, metrics: JsonlLogger, device: torch.device) -> None:
         self.failed = False
         self._run = run
         self._metrics = metrics
+        self._device = device
         self._tries = 0
 
     def __call__(self, state: State, env_steps: int) -> None:
@@ -54,7 +60,13 @@ class Saver:
             return
         try:
             self._metrics.flush()
-            save_checkpoint(self._run.checkpoints_path, state, env_steps=env_steps)
+            save_checkpoint(
+                self._run.checkpoints_path,
+                {**state, "circumstances": circumstances(self._device)},
+                env_steps=env_steps,
+                run=self._run.id,
+                score=state["progress"]["score"],
+            )
         except (CheckpointError, OSError) as error:
             if not self.failed:
                 _messages.warning("%s; training goes on, saving is tried again", error)
@@ -63,6 +75,24 @@ class Saver:
         if self.failed:
             _messages.info("saved again: a checkpoint of %d steps", env_steps)
         self.failed = False
+
+    def store_fault(self, fault: NonFiniteError, state: State) -> RunError:
+        """Store the state that a fault happens in, apart from the checkpoints, and say where."""
+        name = first_not_finite(state["agent"], "agent/")
+        reason = f"{fault} ({name} is not finite)" if name else str(fault)
+        try:
+            path = save_checkpoint(
+                self._run.path / "faults",
+                {**state, "circumstances": circumstances(self._device), "fault": reason},
+                env_steps=state["progress"]["env_steps"],
+                run=self._run.id,
+            )
+        except CheckpointError as error:
+            return RunError(f"{reason}; what led to it could not be stored: {error}")
+        return RunError(
+            f"{reason}; the state it happens in is in {path}, and `--resume` goes on from the last "
+            "good checkpoint"
+        )
 
     def _miss(self, fault: str) -> None:
         self.failed = True
@@ -79,20 +109,3 @@ class Saver:
             self._tries,
             MAX_TRIES,
         )
-
-
-def store_fault(run: RunDirectory, fault: NonFiniteError, state: State) -> RunError:
-    """Store what it takes to reproduce a fault, apart from the checkpoints, and say where."""
-    name = first_not_finite(state["agent"], "agent/")
-    reason = f"{fault} ({name} is not finite)" if name else str(fault)
-    directory = run.path / "faults"
-    try:
-        path = save_checkpoint(
-            directory, {**state, "fault": reason}, env_steps=state["progress"]["env_steps"]
-        )
-    except CheckpointError as error:
-        return RunError(f"{reason}; what led to it could not be stored: {error}")
-    return RunError(
-        f"{reason}; the state it happens in is in {path}; `--resume` goes on from the last good "
-        "checkpoint"
-    )

@@ -11,13 +11,11 @@ import torch
 
 import envs
 from agents import SAC
-from mtrl.checkpoint import load_latest
-from mtrl.device import resolve_device, resolve_precision, set_threads
-from mtrl.errors import UserError
+from mtrl.device import resolve_device, resolve_precision, set_threads, share_cores
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
 from mtrl.guard import NonFiniteError
-from mtrl.logging import JsonlLogger, LoggerGroup, read_metrics
+from mtrl.logging import JsonlLogger, LoggerGroup
 from mtrl.memory import require_memory
 from mtrl.progress import ProgressDisplay, setup_console
 from mtrl.provenance import library_versions, machine
@@ -26,12 +24,13 @@ from mtrl.run_directory import RunDirectory, read_config
 from mtrl.seeding import make_generator
 from mtrl.signals import StopRequest
 from mtrl.train import Progress, Schedule, Trainer
-from mtrl.types import Agent, Environments, State, Stateful
+from mtrl.types import Agent, Environments
 from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode
 
 from .command_line import exit_with, parse_options
 from .config import MAY_DIFFER_ON_RESUME, Config
-from .saving import Saver, store_fault
+from .resuming import latest_state, restore, tell_differences
+from .saving import Saver
 
 _messages = logging.getLogger("mtrl")
 
@@ -66,13 +65,18 @@ def train(config: Config) -> int:
     device = resolve_device(config.device)
     require_memory(memory_needs(config), device)
     task_names = envs.task_names(config.benchmark)
-    set_threads(config.threads)
+    learning, simulating = share_cores(
+        config.threads, config.simulation_threads, overlap=config.overlap
+    )
+    set_threads(learning)
     with ExitStack() as stack:
         run = stack.enter_context(open_run(config))
         state = latest_state(run, config) if config.resume else None
         stop = stack.enter_context(StopRequest())
         _messages.info("run directory: %s", run.path)
-        training_envs = stack.enter_context(closing(make_envs(config, config.envs_per_task)))
+        training_envs = stack.enter_context(
+            closing(make_envs(config, config.envs_per_task, simulating))
+        )
         display = ProgressDisplay(config.total_steps, task_names, console=console)
         lines = state["progress"]["lines"] if state else 0
         metrics = JsonlLogger(run.metrics_path, keep_lines=lines)
@@ -85,7 +89,7 @@ def train(config: Config) -> int:
         )
         logger = stack.enter_context(closing(LoggerGroup([metrics, display, wandb])))
         stack.enter_context(wandb)
-        saver = Saver(run, metrics)
+        saver = Saver(run, metrics, device)
         evaluator = stack.enter_context(closing(Evaluator(config, device, stop)))
         trainer = Trainer(
             agent=make_agent(config, training_envs, device),
@@ -103,10 +107,11 @@ def train(config: Config) -> int:
         )
         if state is not None:
             restore(trainer, state, run)
+            tell_differences(state, device)
         try:
             finished = trainer.run()
         except NonFiniteError as fault:
-            raise store_fault(run, fault, trainer.state_dict()) from fault
+            raise saver.store_fault(fault, trainer.state_dict()) from fault
         if not finished:
             _messages.info("stopped; to go on: --resume --run-dir %s", run.path)
         elif evaluation := trainer.evaluation or evaluator(trainer.agent):
@@ -127,49 +132,6 @@ def open_run(config: Config) -> RunDirectory:
     return RunDirectory.create(config.run_dir, config.to_json(), default_name=name)
 
 
-def latest_state(run: RunDirectory, config: Config) -> State | None:
-    """Return the newest good checkpoint's state; none if the run was stopped before its first.
-
-    Raises:
-        UserError: If checkpoints are damaged, or missing though the run must have saved some:
-            beginning again would throw its metrics away.
-    """
-    if not any(run.checkpoints_path.glob("step_*")):
-        one_step = config.envs_per_task * len(envs.task_names(config.benchmark))
-        reached = last_logged_step(run)
-        if run.summary_path.exists() or reached >= config.checkpoint_every + one_step:
-            raise UserError(
-                f"`--resume`: {run.checkpoints_path} has no checkpoint, though the run came to "
-                f"{reached} steps: put it back, or start another run in a new `--run-dir`."
-            )
-        _messages.info("no checkpoint was saved yet: the run starts from the beginning")
-        return None
-    checkpoint = load_latest(run.checkpoints_path)
-    _messages.info("continuing from %s", checkpoint.path)
-    return checkpoint.state
-
-
-def restore(target: Stateful, state: State, run: RunDirectory) -> None:
-    """Load a state.
-
-    Raises:
-        UserError: If it does not fit, as it was saved by another version of mtrl.
-    """
-    try:
-        target.load_state_dict(state)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the checkpoint in {run.checkpoints_path} does not fit this version of mtrl "
-            f"({error!r}): use the version that {run.config_path.name} names."
-        ) from error
-
-
-def last_logged_step(run: RunDirectory) -> int:
-    """Return how many environment steps the run's metrics tell of."""
-    rows = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
-    return max((int(row["progress/env_steps"] or 0) for row in rows), default=0)
-
-
 def store_summary(run: RunDirectory, summary: dict[str, object]) -> None:
     """Write summary.json; at the end of a long run a full disk is no reason for a traceback."""
     try:
@@ -183,7 +145,9 @@ def store_summary(run: RunDirectory, summary: dict[str, object]) -> None:
         )
 
 
-def make_envs(config: Config, envs_per_task: int, *, evaluation: bool = False) -> Environments:
+def make_envs(
+    config: Config, envs_per_task: int, threads: int, *, evaluation: bool = False
+) -> Environments:
     """Make the environments to train in, or those to evaluate in."""
     made: Environments = envs.make_vec(
         config.benchmark,
@@ -192,7 +156,7 @@ def make_envs(config: Config, envs_per_task: int, *, evaluation: bool = False) -
         envs_per_task=envs_per_task,
         reward_version=config.reward_version,
         engine=config.engine,
-        num_threads=config.threads or None,
+        num_threads=threads,
         goals="sequential" if evaluation else "random",
         one_hot=False,  # the agent appends it, and the replay need not store it
     )
@@ -263,7 +227,10 @@ class Evaluator:
     def __call__(self, agent: Agent) -> Evaluation | None:
         """Evaluate the agent, unless asked to stop on the way."""
         if self._envs is None:
-            self._envs = make_envs(self._config, self._config.eval_envs_per_task, evaluation=True)
+            config = self._config
+            # Nobody learns meanwhile.
+            threads = sum(share_cores(config.threads, config.simulation_threads, overlap=True))
+            self._envs = make_envs(config, config.eval_envs_per_task, threads, evaluation=True)
         return evaluate(agent, self._envs, device=self._device, stop=self._stop)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..seeding import restore_generator
 from ..types import State
 
 
@@ -73,7 +74,7 @@ class PCGrad:
 
     def load_state_dict(self, state: State) -> None:
         """Go on with the visiting orders of a saved state."""
-        self._generator.set_state(state["generator"])
+        restore_generator(self._generator, state["generator"])
 
     def reset(self) -> None:
         """Draw the same orders again as after construction."""

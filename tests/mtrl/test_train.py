@@ -333,3 +333,45 @@ def test_rates_are_those_of_the_time_spent_training(make_trainer):
     rates = [record["time/env_steps_per_second"] for record in trainer.logger.records]
     training = sum(2 * STEP / rate for rate in rates)
     assert training + 10 * 0.05 <= trainer.progress.seconds + 1e-6
+
+
+def test_a_step_that_diverged_reaches_neither_replay_nor_statistics(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves its log file where it runs
+    environments = envs.make_vec(
+        ("reach-v3", "push-v3"), seed=1, max_episode_steps=12, one_hot=False, num_threads=1
+    )
+    replay = Replay(2, 500, 39, 4, generator=torch.Generator().manual_seed(1))
+
+    def push_off(progress):
+        if progress.env_steps == 2 * 5:
+            environments._simulation.data[1].qvel[:] = 1e12
+
+    logger = Recorder()
+    trainer = Trainer(
+        agent=PushingAgent(),
+        envs=environments,
+        replay=replay,
+        schedule=schedule(total_steps=2 * 40, warmup_steps=2 * 39, log_every=2 * 20),
+        logger=logger,
+        evaluate=lambda agent: None,
+        save=lambda state, env_steps: None,
+        stop=lambda: False,
+        generator=torch.Generator().manual_seed(1),
+        on_step=push_off,
+    )
+    monkeypatch.setattr(PushingAgent, "action", torch.zeros(4))
+    monkeypatch.setattr(PushingAgent, "act", lambda self, o: self.action.expand(*o.shape[:2], 4))
+    monkeypatch.setattr(PushingAgent, "update", lambda self, batch: {})
+    trainer.run()
+    environments.close()
+    state = replay.state_dict()
+    assert (state["begun"] - state["forgotten"]).tolist() == [40, 39]
+    batch = replay.sample(300)
+    assert all(field.isfinite().all() for field in vars(batch).values())
+    dropped = [
+        {name: value for name, value in record.items() if "dropped" in name}
+        for record in logger.records
+        if "time/env_steps_per_second" in record
+    ]
+    assert dropped == [{"train/dropped_episodes/push-v3": 1}] * 2
+    assert "push-v3 diverged" in caplog.text

@@ -40,8 +40,9 @@ def test_a_run_directory_holds_everything(finished, read_metrics):
     assert summary["env_steps"] == metrics[-1]["progress/env_steps"] == 400
     assert summary["eval/success_rate"] == metrics[-1]["eval/success_rate"]
     assert summary["protocol"]["episodes"] == 4 * 50
-    names = [checkpoint.name for checkpoint in path.glob("checkpoints/*")]
-    assert sorted(names) == ["step_000000000320", "step_000000000400"]
+    names = sorted(checkpoint.name for checkpoint in path.glob("checkpoints/*"))
+    assert names[-2:] == ["step_000000000320", "step_000000000400"]
+    assert names[:-2] in ([], ["step_000000000160"])  # the best, if it is neither of these
     assert list(path.glob("wandb/offline-run-*/*.wandb"))
     assert not list(path.rglob("*.pt")) + list(path.rglob("*.pkl"))
     assert "wandb sync" in result.err
@@ -165,7 +166,7 @@ def test_real_meta_world_trains_stops_inside_an_evaluation_and_saves(
     assert script.wait().code == 130
     (line,) = read_metrics(path)
     assert line["progress/env_steps"] == 1000
-    assert line["progress/updates"] == 92
+    assert line["progress/updates"] == 91  # the 92nd is taken during the next step
     assert line["train/return/reach-v3"] > 0
     assert line["train/success_rate/reach-v3"] in (0, 0.5, 1)
     assert line["gradients/critic/conflict_rate"] == 0

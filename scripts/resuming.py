@@ -1,0 +1,93 @@
+"""Going on with a run from its newest good checkpoint."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+import envs
+from mtrl.checkpoint import load_latest
+from mtrl.errors import UserError
+from mtrl.logging import read_metrics
+from mtrl.provenance import library_versions, machine
+from mtrl.run_directory import RunDirectory
+from mtrl.train import Progress
+from mtrl.types import State, Stateful
+
+from .config import Config
+
+_messages = logging.getLogger("mtrl")
+
+
+def latest_state(run: RunDirectory, config: Config) -> State | None:
+    """Return the newest good checkpoint's state; none if the run was stopped before its first.
+
+    Raises:
+        UserError: If checkpoints are damaged, or missing though the run must have saved some:
+            beginning again would throw its metrics away.
+    """
+    if not any(run.checkpoints_path.glob("step_*")):
+        one_step = config.envs_per_task * len(envs.task_names(config.benchmark))
+        reached = last_logged_step(run)
+        if run.summary_path.exists() or reached >= config.checkpoint_every + one_step:
+            raise UserError(
+                f"`--resume`: {run.checkpoints_path} has no checkpoint, though the run came to "
+                f"{reached} steps: put it back, or start another run in a new `--run-dir`."
+            )
+        _messages.info("no checkpoint was saved yet: the run starts from the beginning")
+        return None
+    checkpoint = load_latest(run.checkpoints_path, run=run.id)
+    try:
+        Progress.from_state(checkpoint.state["progress"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _misfit(run, error) from error
+    _messages.info("continuing from %s", checkpoint.path)
+    return checkpoint.state
+
+
+def restore(target: Stateful, state: State, run: RunDirectory) -> None:
+    """Load a state.
+
+    Raises:
+        UserError: If it does not fit, as it was saved by another version of mtrl.
+    """
+    try:
+        target.load_state_dict(state)
+    except Exception as error:  # whatever the parts make of numbers that are not theirs
+        raise _misfit(run, error) from error
+
+
+def tell_differences(state: State, device: torch.device) -> None:
+    """Say if the run cannot go on to the bit, since something that computes has changed."""
+    before, now = state["circumstances"], circumstances(device)
+    changes = [
+        f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]
+    ]
+    if changes:
+        _messages.warning(
+            "not bit for bit as it would have been without the stop: %s", ", ".join(changes)
+        )
+
+
+def circumstances(device: torch.device) -> dict[str, str | int | None]:
+    """Return what decides how numbers round; the count of simulation threads does not."""
+    return {
+        **library_versions(),
+        "cpu": machine()["cpu"],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "learner threads": torch.get_num_threads(),
+    }
+
+
+def last_logged_step(run: RunDirectory) -> int:
+    """Return how many environment steps the run's metrics tell of."""
+    rows = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
+    return max((int(row["progress/env_steps"] or 0) for row in rows), default=0)
+
+
+def _misfit(run: RunDirectory, error: Exception) -> UserError:
+    return UserError(
+        f"the checkpoint in {run.checkpoints_path} does not fit this version of mtrl "
+        f"({error!r}): use the version that {run.config_path.name} names."
+    )
