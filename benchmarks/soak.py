@@ -78,12 +78,13 @@ def watch(process: subprocess.Popen[bytes], metrics: Path, seconds: float) -> di
 
 
 def slope(samples: Samples) -> dict[str, float]:
-    """Fit a line to the second half."""
+    """Fit a line to the second half; its growth is between the medians of both its ends."""
     seconds, values = np.array(samples["seconds"]), np.array(samples["values"])
     late = seconds >= seconds.max() / 2
     seconds, values = seconds[late], values[late]
     per_second = float(np.polyfit(seconds, values, 1)[0])
-    growth = per_second * float(np.ptp(seconds)) / float(values.mean())
+    end = max(1, len(values) // 3)
+    growth = float(np.median(values[-end:]) - np.median(values[:end])) / float(values.mean())
     return {"mean": float(values.mean()), "per_hour": per_second * 3600, "growth": growth}
 
 

@@ -49,6 +49,7 @@ def test_interrupted_twice_it_leaves_at_once_and_restores_the_terminal(
         "train_mt10", *endless, *often, *SLOW, terminal=its, environment={"TERM": "xterm"}
     )
     script.wait_until(lambda: 160 in checkpoints(path) and list(path.glob("wandb/*/*.wandb")))
+    time.sleep(1)  # by then it is in the updates after a later step
     saved = snapshot(path / "checkpoints")
     script.signal(signal.SIGINT)
     time.sleep(0.5)  # it goes on to the boundary, which is far away
