@@ -1,6 +1,6 @@
 # The two commands a user needs: `make train` and `make test`. Both set everything up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check lint types clean
+.PHONY: help setup train test check lint types bounds clean
 
 # A Python of the right version, whichever name this machine gives it. Override: make PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -13,6 +13,7 @@ help:
 	@echo 'make test    install, then run the tests'
 	@echo 'make check   what CI runs: lint, types, tests'
 	@echo 'make setup   only install, into .venv/'
+	@echo 'make bounds  run the tests with the oldest and the newest dependencies'
 
 setup: .venv/.installed
 
@@ -38,6 +39,9 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+bounds: setup
+	$(BIN)/python benchmarks/dependency_bounds.py lowest newest --keep-torch
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ A run directory holds:
     summary.json     the final figures
     checkpoints/     see `checkpoint`
     wandb/           files of wandb
+    faults/          what a run saw that numbers ended that were not finite
     lock, lock.json  see `run_lock`
 """
 

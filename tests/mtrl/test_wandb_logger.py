@@ -2,10 +2,13 @@
 
 import os
 import pty
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -85,6 +88,53 @@ def test_without_an_account_everything_is_kept_for_later(start, tmp_path, caplog
     assert f"wandb sync {tmp_path}/wandb/*run-*" in hint
     assert (tmp_path / "wandb" / "helper.log").read_text() == ""
     assert not list(path.parent.rglob("*metadata*"))
+
+
+def records(content):
+    """Read a .wandb file as the program that uploads it does: every record has a checksum."""
+    assert content.startswith(b":W&B")
+    position, size = 7, 32768  # header, block
+    while position < len(content):
+        if size - position % size < 7:  # no room for another record's head
+            position += size - position % size
+            continue
+        checksum, length, kind = struct.unpack_from("<IHB", content, position)
+        data = content[position + 7 : position + 7 + length]
+        assert len(data) == length
+        assert zlib.crc32(data, zlib.crc32(bytes([kind]))) == checksum
+        yield data
+        position += 7 + length
+
+
+def test_what_is_kept_can_be_read_by_what_uploads_it(start, tmp_path):
+    logger = start("offline")
+    for step in range(500):  # more than a block
+        logger.log(metrics(step, **{f"marker/{step}": step}))
+    logger.close()
+    (path,) = run_files(tmp_path)
+    content = b"".join(records(path.read_bytes()))
+    assert all(f"marker/{step}".encode() in content for step in range(500))
+
+
+def test_a_full_disk_of_its_own_reaches_nobody(start, tmp_path, caplog):
+    directory = tmp_path / "wandb"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system to fill needs the right to mount one")
+    try:
+        logger = start("offline")
+        slowest = 0.0
+        for step in range(600):
+            began = time.monotonic()
+            logger.log(metrics(step, **{f"value/{k}": step + k / 7 for k in range(50)}))
+            slowest = max(slowest, time.monotonic() - began)
+        assert slowest < 0.5
+        began = time.monotonic()
+        logger.close()
+        assert time.monotonic() - began < 20.0
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 def test_both_sessions_of_a_resumed_run_belong_to_one_wandb_run(start, tmp_path):

@@ -22,11 +22,11 @@ def test_a_poisoned_weight_ends_the_run_with_all_that_is_needed_to_look_into_it(
     good = load_latest(path / "checkpoints")
     assert all(tensor.isfinite().all() for tensor in good.state["agent"]["critics"].values())
     fault = load_latest(path / "faults")
-    assert fault.env_steps > good.env_steps
+    assert fault.state["progress"]["env_steps"] > good.state["progress"]["env_steps"]
     assert fault.state["fault"] in error
     assert fault.state["replay"].keys() == good.state["replay"].keys()
     assert any(tensor.isnan().any() for tensor in fault.state["agent"]["critics"].values())
     weights = good.state["agent"]["critics"]
     assert all(isinstance(tensor, torch.Tensor) for tensor in weights.values())
-    more = ["--resume", "--total-steps", (good.env_steps // 80 + 2) * 80]
+    more = ["--resume", "--total-steps", (good.state["progress"]["env_steps"] // 80 + 2) * 80]
     assert run("train_mt10", *endless, *often, *more).code == 0
