@@ -70,7 +70,7 @@ class Replay:
         self._begun = np.zeros(K, np.int64)  # transitions
         self._forgotten = np.zeros(K, np.int64)  # of these, the ones written over
         self._latest: NDArray[np.int64] | None = None  # (K, N) the environments' last observations
-        self._over: NDArray[np.bool_] | None = None  # (K, N) whether those ended their episodes
+        self._over: NDArray[np.bool_] | None = None  # (K, N) whether nothing follows from those
 
         self._tasks = torch.arange(K, device=device)[:, None]
         self._window = torch.zeros(2, K, 1, dtype=torch.int64, device=device)
@@ -96,8 +96,8 @@ class Replay:
         """Store one step of N environments of each task, over the oldest if the ring is full.
 
         Args:
-            transitions: ``(K, N, ...)``. Where the step before did not end an episode, its
-                observations must be that step's next observations.
+            transitions: ``(K, N, ...)``. Where the step before was stored and did not end an
+                episode, its observations must be that step's next observations.
             ended: Whose episode ends with this step ``(K, N)``; by default everyone's.
             left_out: Whose transition is not to be stored ``(K, N)``; by default no one's.
 
@@ -128,10 +128,12 @@ class Replay:
             terminated=transitions.terminated,
             next_slots=torch.from_numpy(after % self.capacity),
         )
-        self._begin(before, everyone if left_out is None else ~left_out)
+        ended = everyone if ended is None else ended
+        left_out = ~everyone if left_out is None else left_out
+        self._begin(before, ~left_out)
         self._forget()
         self._latest = after
-        self._over = everyone if ended is None else ended.copy()
+        self._over = ended | left_out  # what is left out may lead to anything
 
     def sample(self, batch_size: int) -> Batch:
         """Draw B transitions of each task, uniformly, with replacement, each task its own.

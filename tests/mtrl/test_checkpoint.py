@@ -174,7 +174,7 @@ def test_an_endless_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", FILES)
 def test_links_are_not_followed(tmp_path, name):
-    path = save_checkpoint(tmp_path / "here", small_state(), env_steps=1)
+    path = save_checkpoint(tmp_path / "here", small_state(), env_steps=1, keep_last=1)
     file = (path / name).rename(tmp_path / name)
     (path / name).symlink_to(file)
     with pytest.raises(CheckpointError, match=name):
@@ -188,7 +188,7 @@ def test_a_linked_checkpoint_is_not_followed(tmp_path):
     with pytest.raises(UserError, match="symbolic link"):
         load_latest(tmp_path / "here")
     for _ in range(2):
-        save_checkpoint(tmp_path / "here", small_state(), env_steps=1)
+        save_checkpoint(tmp_path / "here", small_state(), env_steps=1, keep_last=1)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["step_000000000001"]
     load_checkpoint(elsewhere)
 

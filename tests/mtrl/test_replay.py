@@ -22,7 +22,7 @@ class Streams:
     """K x N streams of observations, each one's own number, and what a replay must make of them.
 
     Per task, a transition is remembered until its first observation is C observations old; what
-    was seen first in an episode comes before what everybody saw next.
+    was seen first in an episode, or after a step left out, comes before what everybody saw next.
     """
 
     def __init__(self, capacity, N, seed=0):
@@ -44,7 +44,7 @@ class Streams:
             for n in range(self._N):
                 first, last = self._seen[k][n], self._next(k)
                 before[k, n], after[k, n] = first, last
-                self._seen[k][n] = None if ended[k, n] else last
+                self._seen[k][n] = None if ended[k, n] or left_out[k, n] else last
                 if not left_out[k, n]:
                     self._transitions[k].append((first, last))
         self._steps += 1

@@ -361,7 +361,7 @@ def test_a_step_that_diverged_reaches_neither_replay_nor_statistics(tmp_path, mo
     )
     monkeypatch.setattr(PushingAgent, "action", torch.zeros(4))
     monkeypatch.setattr(PushingAgent, "act", lambda self, o: self.action.expand(*o.shape[:2], 4))
-    monkeypatch.setattr(PushingAgent, "update", lambda self, batch: {})
+    monkeypatch.setattr(PushingAgent, "update", lambda self, batch: {"loss": torch.zeros(2)})
     trainer.run()
     environments.close()
     state = replay.state_dict()
