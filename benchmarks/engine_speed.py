@@ -246,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, default=RESULTS, help="where the table goes")
     options = parser.parse_args(arguments)
     if "envpool" in options.others and importlib.util.find_spec("envpool") is None:
-        print("EnvPool is missing: pip install -c constraints.txt -e '.[benchmarks]'")
+        print('EnvPool is missing: pip install -c constraints.txt -e ".[peers]"')
         options.others = [name for name in options.others if name != "envpool"]
 
     sizes = SIZES
