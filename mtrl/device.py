@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Literal
 
 import torch
 
 from .errors import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -40,6 +43,21 @@ def set_threads(count: int) -> int:
     threads = count or _available_cores()
     torch.set_num_threads(threads)
     return threads
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed instead of handing it back to the system; tell if it will.
+
+    An update allocates and frees the same large tensors over and over. By default each of them is
+    mapped and unmapped again, and the system clears its pages every time.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return False
+    no_separate_mappings = mallopt(_M_MMAP_MAX, 0)
+    no_trimming = mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    return bool(no_separate_mappings and no_trimming)
 
 
 def _available_cores() -> int:

@@ -34,6 +34,8 @@ class PCGrad:
         tensor([2.2222, 1.5789])
     """
 
+    needs_gramian = True
+
     def __init__(
         self, generator: torch.Generator, *, reduction: Literal["sum", "mean"] = "sum"
     ) -> None:
@@ -90,13 +92,16 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float[T
     Returns:
         Coefficients ``C``: the projected gradient of task i is ``C[i] @ J``.
     """
-    coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
     squared_norms = gramian.diagonal()
-    for others in order.unbind(dim=1):
-        # <C[i] @ J, J[j]> = C[i] . G[:, j], with j = others[i]; G is symmetric.
-        inner = (coefficients * gramian[others]).sum(dim=1)
-        length = squared_norms[others]
-        conflict = (inner < 0) & (length > 0)
-        step = torch.where(conflict, inner / torch.where(conflict, length, 1.0), 0.0)
-        coefficients = coefficients.scatter_add(1, others[:, None], -step[:, None])
-    return coefficients
+    inverse = torch.where(squared_norms > 0, 1 / squared_norms, 0.0)  # zero projects nobody
+    # <C[i] @ J, J[j]> for all i and j. Keeping these up to date instead of C takes four small
+    # operations a visit, and small operations are what this costs.
+    products, scales, visited = gramian.clone(), inverse[order], gramian[order]
+    steps = torch.zeros_like(scales)
+    for visit in range(order.shape[1]):
+        inner = products.gather(1, order[:, visit, None])
+        step = steps[:, visit, None]
+        torch.mul(inner.clamp_max_(0), scales[:, visit, None], out=step)
+        products.addcmul_(visited[:, visit], step, value=-1)
+    coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
+    return coefficients.scatter_add_(1, order, -steps)
