@@ -156,6 +156,9 @@ class SAC:
         seed: Of initial weights, action noise and visiting orders.
         device: Where everything lives.
         dtype: What matrix products are computed in; `torch.bfloat16` where the hardware has it.
+
+    Attributes:
+        generators: All that updates draw from.
     """
 
     def __init__(
@@ -185,19 +188,25 @@ class SAC:
             .requires_grad_()
         )
         self._temperature_adam = torch.optim.Adam(
-            [self.log_temperatures], lr=config.temperature_learning_rate, fused=True
+            [self.log_temperatures],
+            lr=config.temperature_learning_rate,
+            fused=True,
+            capturable=self.log_temperatures.is_cuda,
         )
+        critic_orders = make_generator(seed, "critic weighting", device)
+        actor_orders = make_generator(seed, "actor weighting", device)
+        self.generators = (self._noise_generator, critic_orders, actor_orders)
         self.critic_optimizer = self._optimizer(
             self.critics,
             config.critic_weighting,
-            generator=make_generator(seed, "critic weighting", device),
+            generator=critic_orders,
             alpha=config.gradnorm_alpha,
             learning_rate=config.critic_learning_rate,
         )
         self.actor_optimizer = self._optimizer(
             self.actor,
             config.actor_weighting,
-            generator=make_generator(seed, "actor weighting", device),
+            generator=actor_orders,
             alpha=config.gradnorm_actor_alpha,
             learning_rate=config.actor_learning_rate,
         )

@@ -15,6 +15,11 @@ TASKS_AT_ONCE = 10
 processor better."""
 
 
+FEW_TASKS, ROWS_AT_ONCE = 16, 2
+"""Up to so many tasks the rows of J are so few that a product of all with all runs at a fraction of
+the processor's rate; strips of a few rows are faster, and need only half of it."""
+
+
 class TaskBlocks:
     """The matrices ``J[e, k] = inputs[e, k].T @ errors[e, k]`` of E networks and K tasks.
 
@@ -55,10 +60,17 @@ class TaskBlocks:
 
     def gramian(self) -> Float[Tensor, "K K"]:
         """Return ``J @ J.T``, summed over the E networks."""
+        K = self.errors.shape[1]
+        gramian = self.errors.new_zeros(K, K)
         if self.multiplies_out():
-            flat = self.rows().flatten(2)
-            return torch.bmm(flat, flat.mT).sum(dim=0)
-        return self._gramian_of_factors()
+            self.rows()
+            block, width = self._block_of_rows, ROWS_AT_ONCE if K <= FEW_TASKS else K
+        else:
+            block, width = self._block_of_factors, TASKS_AT_ONCE
+        for first in range(0, K, width):
+            strip, rest = slice(first, first + width), slice(first, None)
+            gramian[strip, rest] = block(strip, rest)
+        return gramian.triu_().add_(gramian.triu(1).mT) if width < K else gramian
 
     def combine(self, weights: Float[Tensor, " K"]) -> Float[Tensor, "E I D"]:
         """Return ``weights @ J``."""
@@ -77,17 +89,16 @@ class TaskBlocks:
         factors = 2 * (K * B) ** 2 * (I + D) * share
         return factors > I * D * (2 * K * K + ELEMENT_COST * K)
 
-    def _gramian_of_factors(self) -> Float[Tensor, "K K"]:
-        E, K, B, _ = self.inputs.shape
-        gramian = self.errors.new_zeros(K, K)
-        for first in range(0, K, TASKS_AT_ONCE):
-            strip, rest = slice(first, first + TASKS_AT_ONCE), slice(first, None)
-            products = self._inner(self._low, strip, rest)
-            products = products.mul_(self._inner(self.inputs, strip, rest))
-            sums = products.view(-1, B).sum(dim=1, dtype=gramian.dtype).view(E, -1, B, K - first)
-            gramian[strip, rest] = sums.sum(dim=(0, 2))
-        return gramian.triu_().add_(gramian.triu(1).mT) if K > TASKS_AT_ONCE else gramian
+    def _block_of_rows(self, strip: slice, rest: slice) -> Tensor:
+        rows = self.rows().flatten(2)
+        return torch.bmm(rows[:, strip], rows[:, rest].mT).sum(dim=0)
 
-    @staticmethod
-    def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:
-        return torch.bmm(vectors[:, strip].flatten(1, 2), vectors[:, rest].flatten(1, 2).mT)
+    def _block_of_factors(self, strip: slice, rest: slice) -> Tensor:
+        E, _, B, _ = self.inputs.shape
+        products = _inner(self._low, strip, rest).mul_(_inner(self.inputs, strip, rest))
+        sums = products.view(-1, B).sum(dim=1, dtype=self.errors.dtype)
+        return sums.view(E, products.shape[1] // B, B, -1).sum(dim=(0, 2))
+
+
+def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:
+    return torch.bmm(vectors[:, strip].flatten(1, 2), vectors[:, rest].flatten(1, 2).mT)

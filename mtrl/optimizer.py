@@ -42,9 +42,14 @@ class MultiTaskOptimizer:
         self._max_norm = max_norm
         self._finds_gramian = watch_conflicts or weighting.needs_gramian
         self._parameters = dict(module.named_parameters())
-        self._skipped = torch.zeros((), device=next(module.parameters()).device)
+        device = next(module.parameters()).device
+        self._skipped = torch.zeros((), device=device)
         self._adam = torch.optim.Adam(
-            self._parameters.values(), lr=learning_rate, eps=epsilon, fused=True
+            self._parameters.values(),
+            lr=learning_rate,
+            eps=epsilon,
+            fused=True,
+            capturable=device.type == "cuda",
         )
 
     def step(
