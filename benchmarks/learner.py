@@ -5,7 +5,7 @@ machine then slows all of them alike. Printed are medians over the turns, what e
 to our update without balancing, the share of the least possible time (the operations that an update
 must do, at the rate of a matrix product measured in the same turns), and peak memory.
 
-    python benchmarks/learner.py                           # everything; about half an hour
+    python benchmarks/learner.py --save learner            # everything; about half an hour
     python benchmarks/learner.py --tasks 10 --batches 128 --nets wide --seconds 20
     python benchmarks/learner.py --only ours surgery eager  # some contestants
     python benchmarks/learner.py --memory                   # MT50 with critics 1024 wide
@@ -40,7 +40,7 @@ from mtrl.files import write_json_atomic
 
 RESULTS = Path(__file__).parent / "results"
 NETS = {"wide": (400, 3, False), "norm": (256, 2, True)}
-TURN = 0.3  # seconds
+TURN, PATIENCE = 0.3, 3.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Options:
     """For each contestant."""
     memory: bool = False
     """Measure MT50 with critics 1024 wide, B = 128, instead."""
-    save: bool = True
-    """Keep the numbers in benchmarks/results/learner.json, or learner_memory.json."""
+    save: str = ""
+    """Keep the numbers as benchmarks/results/NAME.json, under this name."""
 
 
 def _serve(name: str, shape: Shape, threads: int, pipe: Connection) -> None:
@@ -72,8 +72,10 @@ def _serve(name: str, shape: Shape, threads: int, pipe: Connection) -> None:
         keep_freed_memory()
         before = _peak_memory()
         update = CONTESTANTS[name](shape)
+        start = time.perf_counter()
         update()
-        update()
+        if time.perf_counter() - start < PATIENCE:  # else its warm-up weighs little
+            update()
         pipe.send(None)
     except Exception as error:  # a peer that cannot run is named, whatever is wrong with it
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
@@ -128,12 +130,14 @@ def measure(shape: Shape, options: Options) -> dict[str, dict[str, Any]]:
         while turns < 3 or time.perf_counter() < end:
             turns += 1
             for name, pipe in pipes.items():
+                if turns > 1 and seconds[name][0] > PATIENCE:
+                    continue  # one turn says enough about what is this slow
                 pipe.send("turn")
                 median, rows[name]["memory"] = pipe.recv()
                 seconds[name].append(median)
     for name, times in seconds.items():
         if times:
-            rows[name]["seconds"], rows[name]["turns"] = statistics.median(times), turns
+            rows[name] |= {"seconds": statistics.median(times), "turns": len(times)}
     return rows
 
 
@@ -190,8 +194,7 @@ def main(options: Options) -> None:
             "load_average_at_end": os.getloadavg(),
             "tables": tables,
         }
-        name = "learner_memory.json" if options.memory else "learner.json"
-        write_json_atomic(RESULTS / name, json.loads(json.dumps(record)))
+        write_json_atomic(RESULTS / f"{options.save}.json", json.loads(json.dumps(record)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 
 from .errors import UserError
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -48,16 +48,15 @@ def set_threads(count: int) -> int:
 def keep_freed_memory() -> bool:
     """Let glibc keep what is freed instead of handing it back to the system; tell if it will.
 
-    An update allocates and frees the same large tensors over and over. By default each of them is
-    mapped and unmapped again, and the system clears its pages every time.
+    An update allocates and frees the same large tensors over and over. By default many of them are
+    mapped and unmapped each time, and the system clears their pages each time. Blocks above 32 MiB,
+    the most glibc allows, are still mapped on their own: a checkpoint's memory goes back.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library
         return False
-    no_separate_mappings = mallopt(_M_MMAP_MAX, 0)
-    no_trimming = mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    return bool(no_separate_mappings and no_trimming)
+    return bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20) and mallopt(_M_TRIM_THRESHOLD, 512 << 20))
 
 
 def _available_cores() -> int:

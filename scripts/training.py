@@ -12,7 +12,7 @@ import torch
 import envs
 from agents import SAC
 from mtrl.checkpoint import CheckpointError, load_latest, save_checkpoint
-from mtrl.device import resolve_device, resolve_precision, set_threads
+from mtrl.device import keep_freed_memory, resolve_device, resolve_precision, set_threads
 from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
@@ -58,6 +58,7 @@ def train(config: Config) -> int:
     device = resolve_device(config.device)
     task_names = envs.task_names(config.benchmark)
     set_threads(config.threads)
+    keep_freed_memory()
     with ExitStack() as stack:
         run = stack.enter_context(open_run(config))
         state = latest_state(run, config) if config.resume else None
