@@ -59,14 +59,18 @@ class Options:
     """Per table."""
     threads: int = 1
     """For each contestant."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """What a clock on the wall shows, or the processor time spent, for machines that are busy with
+    other things; with one thread on an idle machine both are the same."""
     memory: bool = False
     """Measure MT50 with critics 1024 wide, B = 128, instead."""
     save: str = ""
     """Keep the numbers as benchmarks/results/NAME.json, under this name."""
 
 
-def _serve(name: str, shape: Shape, threads: int, pipe: Connection) -> None:
+def _serve(name: str, shape: Shape, threads: int, clock: str, pipe: Connection) -> None:
     """Run one contestant in a process of its own."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
     try:
         set_threads(threads)
         keep_freed_memory()
@@ -82,11 +86,11 @@ def _serve(name: str, shape: Shape, threads: int, pipe: Connection) -> None:
         return
     while pipe.recv() == "turn":
         times: list[float] = []
-        end = time.perf_counter() + TURN
-        while not times or time.perf_counter() < end:
-            start = time.perf_counter()
+        end = now() + TURN
+        while not times or now() < end:
+            start = now()
             update()
-            times.append(time.perf_counter() - start)
+            times.append(now() - start)
         pipe.send((statistics.median(times), _peak_memory() - before))
 
 
@@ -95,11 +99,15 @@ def _peak_memory() -> int:
 
 
 @contextmanager
-def _contestant(name: str, shape: Shape, threads: int) -> Iterator[tuple[Connection, str | None]]:
+def _contestant(
+    name: str, shape: Shape, options: Options
+) -> Iterator[tuple[Connection, str | None]]:
     """Start a contestant; yield its pipe and what kept it from running, if anything."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(name, shape, threads, theirs))
+    process = context.Process(
+        target=_serve, args=(name, shape, options.threads, options.clock, theirs)
+    )
     process.start()
     theirs.close()
     try:
@@ -120,7 +128,7 @@ def measure(shape: Shape, options: Options) -> dict[str, dict[str, Any]]:
     with ExitStack() as stack:
         pipes = {}
         for name in names:
-            pipe, failure = stack.enter_context(_contestant(name, shape, options.threads))
+            pipe, failure = stack.enter_context(_contestant(name, shape, options))
             if failure is None:
                 pipes[name] = pipe
             else:
@@ -191,6 +199,7 @@ def main(options: Options) -> None:
             "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
             "torch": torch.__version__,
             "threads": options.threads,
+            "clock": options.clock,
             "load_average_at_end": os.getloadavg(),
             "tables": tables,
         }
