@@ -62,18 +62,21 @@ class Options:
     clock: Literal["wall", "cpu"] = "wall"
     """What a clock on the wall shows, or the processor time spent, for machines that are busy with
     other things; with one thread on an idle machine both are the same."""
+    keep_freed: bool = True
+    """Call `mtrl.device.keep_freed_memory` first."""
     memory: bool = False
     """Measure MT50 with critics 1024 wide, B = 128, instead."""
     save: str = ""
     """Keep the numbers as benchmarks/results/NAME.json, under this name."""
 
 
-def _serve(name: str, shape: Shape, threads: int, clock: str, pipe: Connection) -> None:
+def _serve(name: str, shape: Shape, options: Options, pipe: Connection) -> None:
     """Run one contestant in a process of its own."""
-    now = time.process_time if clock == "cpu" else time.perf_counter
+    now = time.process_time if options.clock == "cpu" else time.perf_counter
     try:
-        set_threads(threads)
-        keep_freed_memory()
+        set_threads(options.threads)
+        if options.keep_freed:
+            keep_freed_memory()
         before = _peak_memory()
         update = CONTESTANTS[name](shape)
         start = time.perf_counter()
@@ -86,12 +89,15 @@ def _serve(name: str, shape: Shape, threads: int, clock: str, pipe: Connection) 
         return
     while pipe.recv() == "turn":
         times: list[float] = []
+        faults = -resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         end = now() + TURN
         while not times or now() < end:
             start = now()
             update()
             times.append(now() - start)
-        pipe.send((statistics.median(times), _peak_memory() - before))
+        faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        usage = {"memory": _peak_memory() - before, "page_faults": faults // len(times)}
+        pipe.send((statistics.median(times), usage))
 
 
 def _peak_memory() -> int:
@@ -105,9 +111,7 @@ def _contestant(
     """Start a contestant; yield its pipe and what kept it from running, if anything."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(
-        target=_serve, args=(name, shape, options.threads, options.clock, theirs)
-    )
+    process = context.Process(target=_serve, args=(name, shape, options, theirs))
     process.start()
     theirs.close()
     try:
@@ -141,7 +145,8 @@ def measure(shape: Shape, options: Options) -> dict[str, dict[str, Any]]:
                 if turns > 1 and seconds[name][0] > PATIENCE:
                     continue  # one turn says enough about what is this slow
                 pipe.send("turn")
-                median, rows[name]["memory"] = pipe.recv()
+                median, usage = pipe.recv()
+                rows[name] |= usage
                 seconds[name].append(median)
     for name, times in seconds.items():
         if times:
@@ -159,19 +164,24 @@ def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> Non
     floor = floor_seconds(shape, rows)
     rate = shape.product_operations / rows["product"]["seconds"] / 1e9
     table = Table(title=f"{shape}; floor {1e3 * floor:.1f} ms at {rate:.0f} GFLOP/s")
-    for column in ("update", "ms", "to ours", "to eager", "share of floor", "MB"):
+    for column in ("update", "ms", "to ours", "to eager", "share of floor", "MB", "faults"):
         table.add_column(column, justify="left" if column == "update" else "right")
     base = {name: rows.get(name, {}).get("seconds") for name in ("ours", "eager")}
     for name, row in rows.items():
         if name == "product":
             continue
         if "failure" in row:
-            table.add_row(name, row["failure"], "", "", "", "")
+            table.add_row(name, row["failure"])
             continue
         ratios = (f"{row['seconds'] / b:.2f}" if b else "" for b in base.values())
         share = f"{100 * floor / row['seconds']:.0f}%"
         table.add_row(
-            name, f"{1e3 * row['seconds']:.1f}", *ratios, share, f"{row['memory'] / 1e6:.0f}"
+            name,
+            f"{1e3 * row['seconds']:.1f}",
+            *ratios,
+            share,
+            f"{row['memory'] / 1e6:.0f}",
+            str(row["page_faults"]),
         )
     console.print(table)
 
@@ -194,12 +204,14 @@ def main(options: Options) -> None:
         show(shape, rows, console)
         floor = floor_seconds(shape, rows)
         tables.append({**vars(shape), "floor_seconds": floor, "rows": rows})
-    if options.save:
+        if not options.save:
+            continue
         record = {
             "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
             "torch": torch.__version__,
             "threads": options.threads,
             "clock": options.clock,
+            "keep_freed": options.keep_freed,
             "load_average_at_end": os.getloadavg(),
             "tables": tables,
         }
