@@ -96,12 +96,15 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float[T
     inverse = torch.where(squared_norms > 0, 1 / squared_norms, 0.0)  # zero projects nobody
     # <C[i] @ J, J[j]> for all i and j. Keeping these up to date instead of C takes four small
     # operations a visit, and small operations are what this costs.
-    products, scales, visited = gramian.clone(), inverse[order], gramian[order]
-    steps = torch.zeros_like(scales)
-    for visit in range(order.shape[1]):
-        inner = products.gather(1, order[:, visit, None])
-        step = steps[:, visit, None]
-        torch.mul(inner.clamp_max_(0), scales[:, visit, None], out=step)
-        products.addcmul_(visited[:, visit], step, value=-1)
+    products, steps = gramian.clone(), torch.zeros_like(inverse[order])
+    visits = (_columns(order), _columns(inverse[order]), gramian[order].unbind(1), _columns(steps))
+    for others, scale, visited, step in zip(*visits, strict=True):
+        torch.mul(products.gather(1, others).clamp_max_(0), scale, out=step)
+        products.addcmul_(visited, step, value=-1)
     coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
     return coefficients.scatter_add_(1, order, -steps)
+
+
+def _columns(matrix: Tensor) -> tuple[Tensor, ...]:
+    """View each column of a matrix ``(K, M)`` as one of its own, ``(K, 1)``."""
+    return matrix.mT.unsqueeze(-1).unbind(0)
