@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons, several side by side, whose parameters may carry a task axis."""
+"""Multi-layer perceptrons, several side by side, shared by K tasks."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from mtrl.gradients import linear
+from mtrl.gradients import Tape, linear
 
 
 class MLP(nn.Module):
-    """E networks of one shape, shared by K tasks.
+    """E networks of one shape, shared by K tasks and told which task they are in.
 
-    Hidden layers are affine, layer norm (without parameters of its own) if asked for, ReLU. All E
-    networks are stacked in one tensor per layer, so a layer is one batched product. Under
-    `torch.func.functional_call` every parameter may have a leading task axis; see
-    `mtrl.gradients.expand_parameters`.
+    The task's one-hot is appended to the inputs. Hidden layers are affine, layer norm (without
+    parameters of its own) if asked for, ReLU. All E networks are stacked in one tensor per layer,
+    so a layer is one batched product.
 
     Args:
-        sizes: Width of the input, of each hidden layer and of the output.
+        sizes: Width of the input (without the one-hot), of each hidden layer and of the output.
+        num_tasks: K; 0 for no one-hot.
         generator: Draws the initial weights; its device is where they live.
         members: E.
         layer_norm: Normalise hidden layers before the ReLU.
-        dtype: What matrix products are computed in. Parameters and results are float32.
+        dtype: What matrix products are computed in. Parameters and results are float32, or
+            float64 if this is.
     """
 
     def __init__(
         self,
         sizes: Sequence[int],
         *,
+        num_tasks: int,
         generator: torch.Generator,
         members: int = 1,
         layer_norm: bool = False,
@@ -42,18 +44,29 @@ class MLP(nn.Module):
         super().__init__()
         self.layer_norm = layer_norm
         self.dtype = dtype
+        self._one_hot = num_tasks > 0
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in pairwise(sizes):
-            self.weights.append(_uniform((members, fan_in, fan_out), fan_in, generator))
-            self.biases.append(_uniform((members, 1, fan_out), fan_in, generator))
+        for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+            fan_in += num_tasks if layer == 0 else 0
+            for values, rows in ((self.weights, fan_in), (self.biases, 1)):
+                drawn = _uniform((members, rows, fan_out), fan_in, generator)
+                values.append(nn.Parameter(drawn.to(torch.promote_types(dtype, torch.float32))))
 
-    def forward(self, inputs: Float[Tensor, "#E K B I"]) -> Float[Tensor, "E K B D"]:
-        """Map inputs, one set for all networks or one each, to the networks' outputs."""
+    def forward(
+        self, inputs: Float[Tensor, "#E K B I"], tape: Tape | None = None
+    ) -> Float[Tensor, "E K B D"]:
+        """Map inputs, one set for all networks or one each, to the networks' outputs.
+
+        Args:
+            inputs: Without the one-hot.
+            tape: Remembers the layers, to differentiate with respect to the parameters.
+        """
         last = len(self.weights) - 1
-        hidden = inputs.expand(self.weights[0].shape[-3], -1, -1, -1)
+        hidden = inputs.expand(len(self.weights[0]), -1, -1, -1)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            hidden = linear(hidden, weight, bias, self.dtype)
+            one_hot = self._one_hot and layer == 0
+            hidden = linear(hidden, weight, bias, tape=tape, dtype=self.dtype, one_hot=one_hot)
             if layer < last:
                 if self.layer_norm:
                     hidden = F.layer_norm(hidden, hidden.shape[-1:])
@@ -61,15 +74,8 @@ class MLP(nn.Module):
         return hidden
 
 
-def append_one_hot(inputs: Float[Tensor, "K B I"]) -> Float[Tensor, "K B I+K"]:
-    """Tell each row which task it belongs to, by the task's one-hot."""
-    K, B, _ = inputs.shape
-    one_hot = torch.eye(K, dtype=inputs.dtype, device=inputs.device)
-    return torch.cat([inputs, one_hot[:, None, :].expand(K, B, K)], dim=-1)
-
-
-def _uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> nn.Parameter:
+def _uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
     """Draw as torch's own `nn.Linear` does: uniform within ``1 / sqrt(fan_in)``."""
     bound = 1 / math.sqrt(fan_in)
     values = torch.rand(shape, generator=generator, device=generator.device)
-    return nn.Parameter(values.mul_(2 * bound).sub_(bound))
+    return values.mul_(2 * bound).sub_(bound)

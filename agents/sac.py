@@ -9,16 +9,16 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mtrl.errors import UserError
+from mtrl.gradients import Tape
 from mtrl.optimizer import MultiTaskOptimizer
 from mtrl.seeding import make_generator, restore_generator
 from mtrl.types import Batch, State
 from mtrl.weighting import make_weighting
 
 from .distributions import SquashedGaussian
-from .networks import MLP, append_one_hot
+from .networks import MLP
 
 WeightingName = Literal["uniform", "pcgrad", "gradnorm", "gradnorm+pcgrad"]
 
@@ -59,6 +59,8 @@ class SACConfig:
     """Each task's weight of the entropy at the start."""
     reward_scale: float = 0.1
     """Rewards are multiplied by this before the critics see them."""
+    watch_conflicts: bool = True
+    """Measure how far the tasks' gradients disagree even if the weighting does not need to know."""
     gradnorm_alpha: float = 0.12
     """How strongly GradNorm pulls the critics' tasks towards equal training rates."""
     gradnorm_actor_alpha: float = 0.0
@@ -111,11 +113,13 @@ class Critics(nn.Module):
         self.mlp = MLP(sizes, members=2, layer_norm=config.layer_norm, **options)
 
     def forward(
-        self, observations: Float[Tensor, "K B O"], actions: Float[Tensor, "K B A"]
+        self,
+        observations: Float[Tensor, "K B O"],
+        actions: Float[Tensor, "K B A"],
+        tape: Tape | None = None,
     ) -> Float[Tensor, "2 K B"]:
         """Return both critics' values."""
-        inputs = append_one_hot(torch.cat([observations, actions], dim=-1))
-        values: Tensor = self.mlp(inputs[None])
+        values: Tensor = self.mlp(torch.cat([observations, actions], dim=-1)[None], tape)
         return values.squeeze(-1)
 
 
@@ -123,21 +127,17 @@ class Actor(nn.Module):
     """The policy: observation and task one-hot to a squashed Gaussian."""
 
     def __init__(
-        self,
-        observation_size: int,
-        action_size: int,
-        num_tasks: int,
-        config: SACConfig,
-        **options: Any,
+        self, observation_size: int, action_size: int, config: SACConfig, **options: Any
     ) -> None:
         super().__init__()
-        hidden = [config.actor_width] * config.actor_depth
-        sizes = [observation_size + num_tasks, *hidden, 2 * action_size]
+        sizes = [observation_size, *[config.actor_width] * config.actor_depth, 2 * action_size]
         self.mlp = MLP(sizes, layer_norm=config.layer_norm, **options)
 
-    def forward(self, observations: Float[Tensor, "K B O"]) -> SquashedGaussian:
+    def forward(
+        self, observations: Float[Tensor, "K B O"], tape: Tape | None = None
+    ) -> SquashedGaussian:
         """Return the distribution over actions."""
-        output: Tensor = self.mlp(append_one_hot(observations)[None])
+        output: Tensor = self.mlp(observations[None], tape)
         return SquashedGaussian.from_output(output[0])
 
 
@@ -156,6 +156,9 @@ class SAC:
         seed: Of initial weights, action noise and visiting orders.
         device: Where everything lives.
         dtype: What matrix products are computed in; `torch.bfloat16` where the hardware has it.
+
+    Attributes:
+        generators: All that updates draw from.
     """
 
     def __init__(
@@ -172,9 +175,9 @@ class SAC:
         self.config = config
         self._noise_generator = make_generator(seed, "action noise", device)
         networks = make_generator(seed, "networks", device)
-        options: dict[str, Any] = {"generator": networks, "dtype": dtype}
-        self.actor = Actor(observation_size, action_size, num_tasks, config, **options)
-        inputs = observation_size + action_size + num_tasks
+        options: dict[str, Any] = {"num_tasks": num_tasks, "generator": networks, "dtype": dtype}
+        self.actor = Actor(observation_size, action_size, config, **options)
+        inputs = observation_size + action_size
         self.critics = Critics(inputs, config, **options)
         self.target_critics = Critics(inputs, config, **options)
         self.target_critics.load_state_dict(self.critics.state_dict())
@@ -185,19 +188,25 @@ class SAC:
             .requires_grad_()
         )
         self._temperature_adam = torch.optim.Adam(
-            [self.log_temperatures], lr=config.temperature_learning_rate, fused=True
+            [self.log_temperatures],
+            lr=config.temperature_learning_rate,
+            fused=True,
+            capturable=self.log_temperatures.is_cuda,
         )
+        critic_orders = make_generator(seed, "critic weighting", device)
+        actor_orders = make_generator(seed, "actor weighting", device)
+        self.generators = (self._noise_generator, critic_orders, actor_orders)
         self.critic_optimizer = self._optimizer(
             self.critics,
             config.critic_weighting,
-            generator=make_generator(seed, "critic weighting", device),
+            generator=critic_orders,
             alpha=config.gradnorm_alpha,
             learning_rate=config.critic_learning_rate,
         )
         self.actor_optimizer = self._optimizer(
             self.actor,
             config.actor_weighting,
-            generator=make_generator(seed, "actor weighting", device),
+            generator=actor_orders,
             alpha=config.gradnorm_actor_alpha,
             learning_rate=config.actor_learning_rate,
         )
@@ -220,9 +229,9 @@ class SAC:
                 alpha=alpha,
                 learning_rate=self.config.gradnorm_learning_rate,
             ),
-            num_tasks=len(self.log_temperatures),
             learning_rate=learning_rate,
             max_norm=self.config.max_gradient_norm,
+            watch_conflicts=self.config.watch_conflicts,
         )
 
     @torch.no_grad()
@@ -241,18 +250,14 @@ class SAC:
         Returns:
             Detached metrics by their logged name, ``(K,)`` per task or ``()``.
         """
-        critic = self.critic_optimizer
-        parameters = critic.parameters()
         targets = self.target_values(batch, self._noise(batch.actions))
-        critic_losses = self.critic_losses(parameters, batch, targets)
-        critic_metrics = critic.step(critic_losses, parameters)
+        tape = Tape()
+        critic_losses = self.critic_losses(batch, targets, tape)
+        critic_metrics = self.critic_optimizer.step(critic_losses, tape)
 
-        actor = self.actor_optimizer
-        parameters = actor.parameters()
-        actor_losses, log_densities = self.actor_losses(
-            parameters, batch, self._noise(batch.actions)
-        )
-        actor_metrics = actor.step(actor_losses, parameters, rates=critic_losses)
+        tape = Tape()
+        actor_losses, log_densities = self.actor_losses(batch, self._noise(batch.actions), tape)
+        actor_metrics = self.actor_optimizer.step(actor_losses, tape, rates=critic_losses)
 
         temperatures = self.log_temperatures.detach().exp()
         self._update_temperatures(log_densities)
@@ -280,34 +285,33 @@ class SAC:
         return targets
 
     def critic_losses(
-        self, parameters: dict[str, Tensor], batch: Batch, targets: Float[Tensor, "K B"]
+        self, batch: Batch, targets: Float[Tensor, "K B"], tape: Tape | None = None
     ) -> Float[Tensor, " K"]:
         """Return each task's squared error, summed over both critics and averaged over its batch.
 
         Args:
-            parameters: The critics', with a task axis.
             batch: Whose observations and actions are judged.
             targets: What `target_values` returned.
+            tape: Remembers the critics' layers.
         """
-        values = functional_call(self.critics, parameters, (batch.observations, batch.actions))
+        values = self.critics(batch.observations, batch.actions, tape)
         losses: Tensor = (values - targets).square().mean(dim=-1).sum(dim=0)
         return losses
 
     def actor_losses(
-        self, parameters: dict[str, Tensor], batch: Batch, noise: Float[Tensor, "K B A"]
+        self, batch: Batch, noise: Float[Tensor, "K B A"], tape: Tape | None = None
     ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K B"]]:
         """Return each task's mean of ``temperature * log density - value``, and the log-densities.
 
         Args:
-            parameters: The actor's, with a task axis.
             batch: Whose observations are acted on.
             noise: Standard normal.
+            tape: Remembers the actor's layers. The critics' are not: they are only looked at here,
+                and cost no weight gradients.
         """
-        policy: SquashedGaussian = functional_call(self.actor, parameters, (batch.observations,))
+        policy: SquashedGaussian = self.actor(batch.observations, tape)
         actions, log_densities = policy.sample(noise)
-        # The critics are only looked at here: detached, they cost no weight gradients.
-        frozen = {name: value.detach() for name, value in self.critics.named_parameters()}
-        values = functional_call(self.critics, frozen, (batch.observations, actions)).amin(dim=0)
+        values = self.critics(batch.observations, actions).amin(dim=0)
         temperatures = self.log_temperatures.detach().exp()[:, None]
         losses: Tensor = (temperatures * log_densities - values).mean(dim=-1)
         return losses, log_densities.detach()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Literal
 
 import torch
 
 from .cores import available_cores
 from .errors import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -57,6 +60,20 @@ def share_cores(learning: int, simulating: int, *, overlap: bool) -> tuple[int, 
         return learning, simulating or learning
     simulating = simulating or max(1, cores // 2)
     return learning or max(1, cores - simulating), simulating
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed instead of handing it back to the system; tell if it will.
+
+    An update allocates and frees the same large tensors over and over. By default many of them are
+    mapped and unmapped each time, and the system clears their pages each time. Blocks above 32 MiB,
+    the most glibc allows, are still mapped on their own: a checkpoint's memory goes back.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20) and mallopt(_M_TRIM_THRESHOLD, 512 << 20))
 
 
 def _has_bf16(device: torch.device) -> bool:

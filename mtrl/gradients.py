@@ -1,140 +1,150 @@
 """Per-task gradients in one backward pass, their Gramian, and the combined gradient.
 
-The idea: give every shared parameter a leading task axis by expanding it (stride 0, no copy), and
-let task k read only slice k. The K losses then depend on disjoint slices, so the ordinary gradient
-of their *sum* with respect to the expanded parameters is the Jacobian J, one row per task. It costs
-one forward and one backward pass, whatever K is.
-
-The forward pass need not know: all slices hold the same numbers, so `linear` multiplies once with
-the plain weight, and only its backward pass keeps the tasks apart.
+The idea: an affine layer's gradient is a product of what went into it and what came back to it,
+``inputs.T @ errors``, and the rows of both that belong to task k yield the gradient of task k. So a
+backward pass down to the layers' outputs is all that is needed, whatever K is; a `Tape` keeps what
+the products need. How they are multiplied out is decided by their shapes, see `LayerJacobian`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-Jacobian = dict[str, Tensor]
-"""One entry per parameter, ``(K, *parameter.shape)``; flattened and joined, the (K, P) Jacobian."""
+from .blocks import TaskBlocks
 
-
-def expand_parameters(module: nn.Module, num_tasks: int) -> dict[str, Tensor]:
-    """Return the module's parameters as leaves with a leading task axis.
-
-    Args:
-        module: Whose parameters all tasks share.
-        num_tasks: K.
-
-    Returns:
-        Views ``(K, *shape)`` by parameter name, for `torch.func.functional_call`.
-    """
-    return {
-        name: parameter.detach().expand(num_tasks, *parameter.shape).requires_grad_()
-        for name, parameter in module.named_parameters()
-    }
+Jacobian = list["LayerJacobian"]
+"""The gradients of K tasks with respect to all layers of a tape: the (K, P) Jacobian in parts."""
 
 
-def jacobian(losses: Float[Tensor, " K"], parameters: Mapping[str, Tensor]) -> Jacobian:
-    """Differentiate each task's loss with respect to the shared parameters, in one backward pass.
+@dataclass(frozen=True)
+class _Call:
+    """One application of affine maps: the parameters, what entered and what left."""
 
-    Args:
-        losses: One loss per task, computed with `parameters`.
-        parameters: What `expand_parameters` returned.
-
-    Returns:
-        Gradients ``(K, *shape)`` by parameter name.
-    """
-    gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
-    return dict(zip(parameters, gradients, strict=True))
+    weight: Tensor
+    bias: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    one_hot: bool
 
 
-def gramian(jacobian: Mapping[str, Tensor]) -> Float[Tensor, "K K"]:
-    """Return ``J @ J.T``, the inner products of the tasks' gradients, ``(K, K)``.
+@dataclass(frozen=True)
+class Tape:
+    """Remembers the affine layers of one forward pass; see `linear` and `jacobian`."""
 
-    It is a sum over parameters, so the Jacobian is never joined into one matrix.
-    """
-    return torch.stack([_gramian_of_one(gradient) for gradient in jacobian.values()]).sum(dim=0)
-
-
-def combine(weights: Float[Tensor, " K"], jacobian: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``weights @ J`` by parameter name, in the parameters' own shapes."""
-    return {
-        name: (weights @ _blocks(gradient)).view(gradient.shape[1:])
-        for name, gradient in jacobian.items()
-    }
-
-
-def _gramian_of_one(gradient: Tensor) -> Float[Tensor, "K K"]:
-    blocks = _blocks(gradient)
-    return torch.bmm(blocks, blocks.mT).sum(dim=0)
-
-
-def _blocks(gradient: Tensor) -> Float[Tensor, "M K Q"]:
-    """View a gradient ``(K, M, ...)`` as M matrices ``(K, Q)``; M is 1 if there is no such axis.
-
-    `_PerTaskLinear` leaves the networks' axis M outermost in memory, so this copies nothing.
-    """
-    if gradient.ndim < 3:
-        return gradient.view(1, len(gradient), -1)
-    return gradient.flatten(start_dim=2).transpose(0, 1)
+    calls: list[_Call] = field(default_factory=list)
 
 
 def linear(
     inputs: Float[Tensor, "E K B I"],
-    weight: Tensor,
-    bias: Tensor,
+    weight: Float[Tensor, "E J D"],
+    bias: Float[Tensor, "E 1 D"],
+    *,
+    tape: Tape | None = None,
     dtype: torch.dtype = torch.float32,
+    one_hot: bool = False,
 ) -> Float[Tensor, "E K B D"]:
     """Apply the affine maps of E networks to the batches of K tasks.
 
     Args:
         inputs: Activations, one set per network.
-        weight: ``(E, I, D)``, or ``(K, E, I, D)`` from `expand_parameters`.
-        bias: ``(E, 1, D)``, or ``(K, E, 1, D)`` from `expand_parameters`.
+        weight: ``J = I``, or ``J = I + K`` with `one_hot`.
+        bias: Added to every row.
+        tape: Where to remember this call, to differentiate with respect to the parameters later.
         dtype: What the matrix products are computed in; results are of the inputs' type again.
+        one_hot: Act as if the inputs went on with the one-hot of their task. As its product with
+            the weight is one row of the weight, that row is added and nothing multiplied.
 
     Returns:
-        ``inputs @ weight + bias``. With expanded parameters its backward pass yields one gradient
-        per task.
+        ``inputs @ weight + bias``.
     """
-    if weight.ndim == 4:
-        output: Tensor = _PerTaskLinear.apply(inputs, weight, bias, dtype)
-        return output
-    return _affine(inputs, weight, bias, dtype)
+    E, K, B, I = inputs.shape  # noqa: E741
+    low = inputs.flatten(1, 2).to(dtype)
+    if one_hot:
+        added = (bias + weight[:, I:]).unsqueeze(2).expand(E, K, B, -1).flatten(1, 2)
+        weight_of_inputs = weight[:, :I]
+    else:
+        added, weight_of_inputs = bias, weight
+    if weight.shape[-1] == 1:  # a product with one column is many times slower than this
+        columns = weight_of_inputs.to(dtype).mT
+        flat = (low * columns).sum(dim=-1, keepdim=True, dtype=inputs.dtype) + added
+    elif dtype == inputs.dtype:
+        flat = torch.baddbmm(added, low, weight_of_inputs)
+    else:
+        flat = torch.bmm(low, weight_of_inputs.to(dtype)).to(inputs.dtype).add(added)
+    outputs = flat.view(E, K, B, -1)
+    if tape is not None:
+        call = _Call(weight, bias, low.detach().view(E, K, B, I), outputs, one_hot)
+        tape.calls.append(call)
+    return outputs
 
 
-def _affine(inputs: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    E, K, B, _ = inputs.shape
-    flat = inputs.flatten(1, 2).to(dtype)
-    if dtype == inputs.dtype:
-        return torch.baddbmm(bias, flat, weight).view(E, K, B, -1)
-    return torch.bmm(flat, weight.to(dtype)).to(inputs.dtype).add(bias).view(E, K, B, -1)
+def jacobian(losses: Float[Tensor, " K"], tape: Tape) -> Jacobian:
+    """Differentiate each task's loss with respect to the tape's layers, in one backward pass.
+
+    Args:
+        losses: One loss per task; loss k may depend on the rows of task k only.
+        tape: Of the forward pass that led to the losses.
+    """
+    errors = torch.autograd.grad(losses.sum(), [call.outputs for call in tape.calls])
+    return [
+        LayerJacobian(call.weight, call.bias, TaskBlocks(call.inputs, error), call.one_hot)
+        for call, error in zip(tape.calls, errors, strict=True)
+    ]
 
 
-class _PerTaskLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        ctx.save_for_backward(inputs, weight[0])
-        ctx.dtype = dtype
-        return _affine(inputs, weight[0], bias[0], dtype)
+def gramian(jacobian: Jacobian) -> Float[Tensor, "K K"]:
+    """Return ``J @ J.T``, the inner products of the tasks' gradients: a sum over layers."""
+    return torch.stack([layer.gramian() for layer in jacobian]).sum(dim=0)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        inputs, weight = ctx.saved_tensors
-        (grad,) = grads  # (E, K, B, D)
-        low = grad.to(ctx.dtype)
-        grad_inputs = None
-        if ctx.needs_input_grad[0]:
-            flat = torch.bmm(low.flatten(1, 2), weight.to(ctx.dtype).mT)
-            grad_inputs = flat.view(inputs.shape).to(inputs.dtype)
-        # One product (I, B) @ (B, D) per network and task: a task's rows meet only its own slice.
-        products = torch.bmm(inputs.to(ctx.dtype).flatten(0, 1).mT, low.flatten(0, 1))
-        grad_weight = products.to(weight.dtype).unflatten(0, grad.shape[:2]).transpose(0, 1)
-        grad_bias = grad.sum(dim=2, keepdim=True).transpose(0, 1)
-        return grad_inputs, grad_weight, grad_bias, None
+
+def combine(weights: Float[Tensor, " K"], jacobian: Jacobian) -> dict[Tensor, Tensor]:
+    """Return ``weights @ J`` by parameter, in the parameters' own shapes."""
+    return {key: value for layer in jacobian for key, value in layer.combine(weights).items()}
+
+
+def rows(jacobian: Jacobian) -> dict[Tensor, Float[Tensor, "K ..."]]:
+    """Return the Jacobian written out, ``(K, *shape)`` by parameter: K times their memory."""
+    return {key: value for layer in jacobian for key, value in layer.rows().items()}
+
+
+class LayerJacobian:
+    """The gradients of K tasks with respect to one layer's weight and bias.
+
+    Args:
+        weight: ``(E, J, D)``.
+        bias: ``(E, 1, D)``.
+        blocks: The weight's gradients, without the rows that stand for the one-hot.
+        one_hot: Whether there are such rows.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, blocks: TaskBlocks, one_hot: bool) -> None:
+        self._weight, self._bias, self._blocks, self._one_hot = weight, bias, blocks, one_hot
+        self._sums = blocks.errors.sum(dim=2)  # (E, K, D): the bias's gradients
+
+    def gramian(self) -> Float[Tensor, "K K"]:
+        """Return the inner products of the tasks' gradients."""
+        of_bias = torch.bmm(self._sums, self._sums.mT).sum(dim=0)
+        if self._one_hot:  # task k's gradient reaches its own row alone, and is the bias's
+            of_bias = of_bias + of_bias.diagonal().diag()
+        return self._blocks.gramian().add_(of_bias)
+
+    def combine(self, weights: Float[Tensor, " K"]) -> dict[Tensor, Tensor]:
+        """Return the weighted sums of the tasks' gradients, by parameter."""
+        of_weight = self._blocks.combine(weights)
+        weighted = weights[:, None] * self._sums
+        if self._one_hot:
+            of_weight = torch.cat([of_weight, weighted], dim=1)
+        return {self._weight: of_weight, self._bias: weighted.sum(dim=1, keepdim=True)}
+
+    def rows(self) -> dict[Tensor, Float[Tensor, "K ..."]]:
+        """Return the tasks' gradients one by one, by parameter."""
+        of_weight = self._blocks.rows().transpose(0, 1)
+        sums = self._sums.transpose(0, 1)
+        if self._one_hot:
+            own = torch.diag_embed(sums.permute(1, 2, 0)).permute(2, 0, 3, 1)
+            of_weight = torch.cat([of_weight, own], dim=2)
+        return {self._weight: of_weight, self._bias: sums.unsqueeze(2)}

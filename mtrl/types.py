@@ -68,16 +68,22 @@ class Agent(Stateful, Protocol):
 
 @runtime_checkable
 class Weighting(Stateful, Protocol):
-    """Turns K per-task gradients into one, by looking at K x K numbers about them."""
+    """Turns K per-task gradients into one, by looking at K x K numbers about them.
 
-    def __call__(
-        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"]
-    ) -> Float[Tensor, " K"]:
+    Attributes:
+        needs_gramian: False if the Gramian is never looked at; it may be None then, which saves
+            finding it.
+    """
+
+    @property
+    def needs_gramian(self) -> bool: ...  # noqa: D102
+
+    def __call__(self, gramian: Any, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
         """Return the weight of each task's gradient in the update.
 
         Args:
-            gramian: Inner products of the tasks' gradients over all shared parameters; its
-                diagonal holds their squared norms.
+            gramian: Inner products ``(K, K)`` of the tasks' gradients over all shared parameters;
+                its diagonal holds their squared norms.
             losses: The tasks' losses, by which their training rates are judged.
 
         Returns:

@@ -11,7 +11,13 @@ import torch
 
 import envs
 from agents import SAC
-from mtrl.device import resolve_device, resolve_precision, set_threads, share_cores
+from mtrl.device import (
+    keep_freed_memory,
+    resolve_device,
+    resolve_precision,
+    set_threads,
+    share_cores,
+)
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
 from mtrl.guard import NonFiniteError
@@ -69,6 +75,7 @@ def train(config: Config) -> int:
         config.threads, config.simulation_threads, overlap=config.overlap
     )
     set_threads(learning)
+    keep_freed_memory()
     with ExitStack() as stack:
         run = stack.enter_context(open_run(config))
         state = latest_state(run, config) if config.resume else None

@@ -20,6 +20,8 @@ class Chain:
         second: Works on the scaled tasks.
     """
 
+    needs_gramian = True
+
     def __init__(self, first: Weighting, second: Weighting) -> None:
         self.first = first
         self.second = second

@@ -41,6 +41,8 @@ class GradNorm:
         ValueError: If a number is out of range.
     """
 
+    needs_gramian = True
+
     def __init__(
         self,
         num_tasks: int,

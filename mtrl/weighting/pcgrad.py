@@ -35,6 +35,8 @@ class PCGrad:
         tensor([2.2222, 1.5789])
     """
 
+    needs_gramian = True
+
     def __init__(
         self, generator: torch.Generator, *, reduction: Literal["sum", "mean"] = "sum"
     ) -> None:
@@ -91,13 +93,19 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float[T
     Returns:
         Coefficients ``C``: the projected gradient of task i is ``C[i] @ J``.
     """
-    coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
     squared_norms = gramian.diagonal()
-    for others in order.unbind(dim=1):
-        # <C[i] @ J, J[j]> = C[i] . G[:, j], with j = others[i]; G is symmetric.
-        inner = (coefficients * gramian[others]).sum(dim=1)
-        length = squared_norms[others]
-        conflict = (inner < 0) & (length > 0)
-        step = torch.where(conflict, inner / torch.where(conflict, length, 1.0), 0.0)
-        coefficients = coefficients.scatter_add(1, others[:, None], -step[:, None])
-    return coefficients
+    inverse = torch.where(squared_norms > 0, 1 / squared_norms, 0.0)  # zero projects nobody
+    # <C[i] @ J, J[j]> for all i and j. Keeping these up to date instead of C takes four small
+    # operations a visit, and small operations are what this costs.
+    products, steps = gramian.clone(), torch.zeros_like(inverse[order])
+    visits = (_columns(order), _columns(inverse[order]), gramian[order].unbind(1), _columns(steps))
+    for others, scale, visited, step in zip(*visits, strict=True):
+        torch.mul(products.gather(1, others).clamp_max_(0), scale, out=step)
+        products.addcmul_(visited, step, value=-1)
+    coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
+    return coefficients.scatter_add_(1, order, -steps)
+
+
+def _columns(matrix: Tensor) -> tuple[Tensor, ...]:
+    """View each column of a matrix ``(K, M)`` as one of its own, ``(K, 1)``."""
+    return matrix.mT.unsqueeze(-1).unbind(0)

@@ -12,8 +12,10 @@ from ..types import State
 class Uniform:
     """Weights ``1 / K``: the update follows the gradient of the mean loss."""
 
+    needs_gramian = False
+
     def __call__(
-        self, gramian: Float[Tensor, "K K"], losses: Float[Tensor, " K"]
+        self, gramian: Float[Tensor, "K K"] | None, losses: Float[Tensor, " K"]
     ) -> Float[Tensor, " K"]:
         """Return ``1 / K`` for each task. See `mtrl.types.Weighting`."""
         del gramian

@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from agents.networks import MLP, append_one_hot
-from mtrl.gradients import expand_parameters, jacobian
+from agents.networks import MLP
+from mtrl.gradients import Tape, jacobian, rows
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -18,7 +17,13 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 
 def _mlp(sizes: list[int], *, seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> MLP:
+    options = {"num_tasks": 0} | options
     return MLP(sizes, generator=_generator(seed), dtype=dtype, **options)
+
+
+def _rows(mlp: MLP, losses: Tensor, tape: Tape) -> dict[str, Tensor]:
+    by_parameter = rows(jacobian(losses, tape))
+    return {name: by_parameter[parameter] for name, parameter in mlp.named_parameters()}
 
 
 def _ordinary(mlp: MLP) -> list[nn.Sequential]:
@@ -63,27 +68,32 @@ def _stack(networks: list[nn.Sequential], gradients: tuple[Tensor, ...]) -> dict
     sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5),
     layer_norm=st.booleans(),
     shared_inputs=st.booleans(),
+    one_hot=st.booleans(),
 )
 def test_per_task_gradients_are_those_of_separate_backward_passes(
-    K, B, E, sizes, layer_norm, shared_inputs
+    K, B, E, sizes, layer_norm, shared_inputs, one_hot
 ):
-    mlp = _mlp(sizes, seed=K + B, members=E, layer_norm=layer_norm).double()
+    num_tasks = K if one_hot else 0
+    mlp = _mlp(sizes, seed=K + B, members=E, layer_norm=layer_norm, num_tasks=num_tasks)
     shape = (1 if shared_inputs else E, K, B, sizes[0])
     inputs = torch.randn(shape, generator=_generator(E), dtype=torch.float64)
     networks = _ordinary(mlp)
     parameters = [p for network in networks for p in network.parameters()]
     per_member = inputs.expand(E, K, B, sizes[0])
+    if one_hot:
+        tasks = torch.eye(K, dtype=torch.float64)[None, :, None].expand(E, K, B, K)
+        per_member = torch.cat([per_member, tasks], dim=-1)
 
-    expanded = expand_parameters(mlp, K)
-    outputs = functional_call(mlp, expanded, (inputs,))
-    J = jacobian(torch.stack([_loss(outputs[:, k], k) for k in range(K)]), expanded)
+    tape = Tape()
+    outputs = mlp(inputs, tape)
+    J = _rows(mlp, torch.stack([_loss(outputs[:, k], k) for k in range(K)]), tape)
     torch.testing.assert_close(mlp(inputs), outputs, rtol=0, atol=0)
     for k in range(K):
         expected = torch.stack([network(per_member[e, k]) for e, network in enumerate(networks)])
         torch.testing.assert_close(outputs[:, k], expected, rtol=1e-10, atol=1e-10)
-        rows = _stack(networks, torch.autograd.grad(_loss(expected, k), parameters))
-        assert set(J) == set(rows)
-        for name, row in rows.items():
+        expected_rows = _stack(networks, torch.autograd.grad(_loss(expected, k), parameters))
+        assert set(J) == set(expected_rows)
+        for name, row in expected_rows.items():
             torch.testing.assert_close(J[name][k], row, rtol=1e-9, atol=1e-10)
 
 
@@ -91,10 +101,10 @@ def test_per_task_gradients_are_those_of_separate_backward_passes(
 def test_bfloat16_is_close_and_returns_float32(layer_norm):
     def run(dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         mlp = _mlp([20, 64, 64, 3], members=2, layer_norm=layer_norm, dtype=dtype)
-        parameters = expand_parameters(mlp, 4)
+        tape = Tape()
         inputs = torch.randn(1, 4, 64, 20, generator=_generator(1))
-        outputs = functional_call(mlp, parameters, (inputs,))
-        return outputs, jacobian((outputs + 1).square().mean(dim=(0, 2, 3)), parameters)
+        outputs = mlp(inputs, tape)
+        return outputs, _rows(mlp, (outputs + 1).square().mean(dim=(0, 2, 3)), tape)
 
     exact, exact_gradients = run(torch.float32)
     rounded, rounded_gradients = run(torch.bfloat16)
@@ -124,12 +134,3 @@ def test_initial_weights_follow_the_generator():
     one, same, other = (_mlp([3, 8, 1], seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_one_hot_is_the_tasks_own():
-    inputs = torch.arange(12.0).view(2, 3, 2)
-    outputs = append_one_hot(inputs)
-    assert outputs.shape == (2, 3, 4)
-    assert torch.equal(outputs[..., :2], inputs)
-    assert outputs[0, :, 2:].tolist() == [[1, 0]] * 3
-    assert outputs[1, :, 2:].tolist() == [[0, 1]] * 3

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from agents.networks import MLP
 from agents.sac import SAC, SACConfig
 from mtrl.errors import UserError
-from mtrl.gradients import jacobian
+from mtrl.gradients import Tape, jacobian, rows
 from mtrl.types import Agent, Batch
 
 K, B, O, A = 3, 5, 4, 2  # noqa: E741
@@ -143,19 +143,20 @@ def test_uniform_updates_are_those_of_plain_torch_on_the_mean_loss(
 
 def _everything_per_task(agent: SAC, batch: Batch) -> dict[str, Tensor]:
     targets = agent.target_values(batch, _noise(1).to(batch.rewards.dtype))
-    critic_parameters = agent.critic_optimizer.parameters()
-    critic_losses = agent.critic_losses(critic_parameters, batch, targets)
-    actor_parameters = agent.actor_optimizer.parameters()
+    critic_tape, actor_tape = Tape(), Tape()
+    critic_losses = agent.critic_losses(batch, targets, critic_tape)
     actor_losses, log_densities = agent.actor_losses(
-        actor_parameters, batch, _noise(2).to(batch.rewards.dtype)
+        batch, _noise(2).to(batch.rewards.dtype), actor_tape
     )
+    critic_rows = rows(jacobian(critic_losses, critic_tape)).values()
+    actor_rows = rows(jacobian(actor_losses, actor_tape)).values()
     return {
         "targets": targets,
         "critic_losses": critic_losses.detach(),
         "actor_losses": actor_losses.detach(),
         "log_densities": log_densities,
-        **{f"critic {k}": v for k, v in jacobian(critic_losses, critic_parameters).items()},
-        **{f"actor {k}": v for k, v in jacobian(actor_losses, actor_parameters).items()},
+        **{f"critic {i}": row for i, row in enumerate(critic_rows)},
+        **{f"actor {i}": row for i, row in enumerate(actor_rows)},
     }
 
 

@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -38,3 +41,28 @@ def test_threads_are_set_and_default_to_the_cores_granted():
         assert 1 <= torch.get_num_threads() <= (os.cpu_count() or 1)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it speaks to glibc's malloc")
+def test_freed_memory_stays_with_the_process():
+    """Measured in processes of their own: the setting is the process's."""
+    program = """
+import resource, sys, torch
+from pathlib import Path
+from mtrl.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+blocks = [torch.ones(2_000_000) for _ in range(10)]  # 8 MB each
+full = resident()
+del blocks
+print(full - resident())
+"""
+
+    def given_back(argument: str) -> int:
+        command = [sys.executable, "-c", program, argument]
+        return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+    assert given_back("keep") < 8e6
+    assert given_back("leave") > 60e6

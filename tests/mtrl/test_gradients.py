@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from mtrl.gradients import combine, expand_parameters, gramian, jacobian, linear
+from mtrl.blocks import TaskBlocks
+from mtrl.gradients import Tape, combine, gramian, jacobian, linear, rows
 
 SMALL = st.integers(1, 5)
 
@@ -25,9 +25,11 @@ class TwoLayers(nn.Module):
         self.second = nn.Parameter(_normal(generator, E, H, D))
         self.second_bias = nn.Parameter(_normal(generator, E, 1, D))
 
-    def forward(self, inputs: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        hidden = linear(inputs, self.first, self.first_bias, dtype).tanh()
-        return linear(hidden, self.second, self.second_bias, dtype)
+    def forward(
+        self, inputs: Tensor, tape: Tape | None = None, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        hidden = linear(inputs, self.first, self.first_bias, tape=tape, dtype=dtype).tanh()
+        return linear(hidden, self.second, self.second_bias, tape=tape, dtype=dtype)
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
@@ -53,6 +55,13 @@ def _one_pass_per_task(module: TwoLayers, inputs: Tensor) -> dict[str, Tensor]:
     return {name: torch.stack(column) for name, *column in zip(names, *rows, strict=True)}
 
 
+def _rows(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """The Jacobian by one backward pass, written out, by parameter name."""
+    tape = Tape()
+    by_parameter = rows(jacobian(_losses(module(inputs, tape)), tape))
+    return {name: by_parameter[parameter] for name, parameter in module.named_parameters()}
+
+
 def _joined(J: dict[str, Tensor]) -> Tensor:
     return torch.cat([gradient.flatten(start_dim=1) for gradient in J.values()], dim=1)
 
@@ -62,9 +71,8 @@ def example(generator):
     """A module, inputs for 4 tasks and the Jacobian of their losses."""
     module = TwoLayers(2, (3, 5, 2), generator)
     inputs = _normal(generator, 2, 4, 6, 3)
-    parameters = expand_parameters(module, 4)
-    J = jacobian(_losses(functional_call(module, parameters, (inputs,))), parameters)
-    return module, inputs, J
+    tape = Tape()
+    return module, inputs, jacobian(_losses(module(inputs, tape)), tape)
 
 
 @pytest.fixture
@@ -78,22 +86,8 @@ def test_jacobian_is_one_backward_pass_per_task(K, B, E, sizes):
     generator = torch.Generator().manual_seed(K + 10 * B + 100 * E)
     module = TwoLayers(E, sizes, generator)
     inputs = _normal(generator, E, K, B, sizes[0])
-    parameters = expand_parameters(module, K)
-    J = jacobian(_losses(functional_call(module, parameters, (inputs,))), parameters)
-    torch.testing.assert_close(J, _one_pass_per_task(module, inputs), rtol=1e-11, atol=1e-11)
-
-
-def test_expanded_parameters_share_memory_and_are_leaves(generator):
-    module = TwoLayers(2, (3, 4, 1), generator)
-    expanded = expand_parameters(module, 7)
-    assert list(expanded) == [name for name, _ in module.named_parameters()]
-    for name, parameter in module.named_parameters():
-        view = expanded[name]
-        assert view.shape == (7, *parameter.shape)
-        assert view.data_ptr() == parameter.data_ptr()
-        assert view.stride(0) == 0
-        assert view.is_leaf
-        assert view.requires_grad
+    expected = _one_pass_per_task(module, inputs)
+    torch.testing.assert_close(_rows(module, inputs), expected, rtol=1e-11, atol=1e-11)
 
 
 def test_module_itself_receives_no_gradient(example):
@@ -101,61 +95,84 @@ def test_module_itself_receives_no_gradient(example):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_task_axis_does_not_change_the_forward_pass(generator):
+def test_tape_does_not_change_the_forward_pass(generator):
     module = TwoLayers(2, (3, 5, 2), generator)
     inputs = _normal(generator, 2, 4, 6, 3)
-    expanded = functional_call(module, expand_parameters(module, 4), (inputs,))
-    assert torch.equal(expanded, module(inputs))
+    taped = module(inputs, Tape())
+    assert torch.equal(taped, module(inputs))
     expected = (inputs @ module.first[:, None] + module.first_bias[:, None]).tanh()
     expected = expected @ module.second[:, None] + module.second_bias[:, None]
-    torch.testing.assert_close(expanded, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(taped, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_gradient_reaches_the_inputs(generator):
     module = TwoLayers(2, (3, 5, 2), generator)
     inputs = _normal(generator, 2, 4, 6, 3).requires_grad_()
-    expected = torch.autograd.grad(_losses(module(inputs)).sum(), inputs)[0]
-    outputs = functional_call(module, expand_parameters(module, 4), (inputs,))
-    actual = torch.autograd.grad(_losses(outputs).sum(), inputs)[0]
+    hidden = (inputs @ module.first[:, None] + module.first_bias[:, None]).tanh()
+    outputs = hidden @ module.second[:, None] + module.second_bias[:, None]
+    expected = torch.autograd.grad(_losses(outputs).sum(), inputs)[0]
+    actual = torch.autograd.grad(_losses(module(inputs, Tape())).sum(), inputs)[0]
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e100])
 def test_what_one_task_sees_stays_in_its_row(example, value):
-    module, inputs, J = example
+    module, inputs, _ = example
+    J = _rows(module, inputs)
     inputs = inputs.clone()
     inputs[:, 2, 3, 1] = value
-    parameters = expand_parameters(module, 4)
-    changed = jacobian(_losses(functional_call(module, parameters, (inputs,))), parameters)
+    changed = _rows(module, inputs)
     others = [0, 1, 3]
     for name in J:
         assert torch.equal(changed[name][others], J[name][others])
     assert not torch.equal(changed["first"][2], J["first"][2])
 
 
-def test_gramian_is_that_of_the_joined_jacobian(example):
-    _, _, J = example
-    joined = _joined(J)
-    torch.testing.assert_close(gramian(J), joined @ joined.T, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("multiplies_out", [False, True])
+@settings(max_examples=30)
+@given(
+    K=st.integers(1, 25),
+    B=SMALL,
+    E=st.integers(1, 3),
+    sizes=st.tuples(SMALL, SMALL, SMALL),
+)
+def test_gramian_and_combination_are_those_of_the_jacobian(multiplies_out, K, B, E, sizes):
+    """In both ways, whichever the shapes would choose."""
+    generator = torch.Generator().manual_seed(K + 100 * B)
+    module = TwoLayers(E, sizes, generator)
+    inputs = _normal(generator, E, K, B, sizes[0])
+    weights = _normal(generator, K)
+    expected = _one_pass_per_task(module, inputs)
+    tape = Tape()
+    J = jacobian(_losses(module(inputs, tape)), tape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskBlocks, "multiplies_out", lambda self: multiplies_out)
+        G, combined = gramian(J), combine(weights, J)
+    joined = _joined(expected)
+    torch.testing.assert_close(G, joined @ joined.T, rtol=1e-10, atol=1e-10)
+    assert set(combined) == set(module.parameters())
+    for name, parameter in module.named_parameters():
+        row = torch.tensordot(weights, expected[name], dims=1)
+        torch.testing.assert_close(combined[parameter], row, rtol=1e-10, atol=1e-10)
 
 
-def test_parameters_may_have_any_number_of_axes(generator):
-    J = {str(shape): _normal(generator, 4, *shape) for shape in ((), (5,), (2, 3), (2, 1, 3))}
-    joined = torch.cat([gradient.reshape(4, -1) for gradient in J.values()], dim=1)
-    torch.testing.assert_close(gramian(J), joined @ joined.T, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize(
+    ("K", "B", "width", "multiplied_out"),
+    [(10, 128, 400, True), (50, 128, 400, True), (10, 16, 400, False), (50, 16, 400, False)],
+)
+def test_small_batches_are_not_multiplied_out(K, B, width, multiplied_out):
+    blocks = TaskBlocks(torch.zeros(1, K, B, width), torch.zeros(1, K, B, width))
+    assert blocks.multiplies_out() is multiplied_out
+
+
+def test_weights_can_be_combined_without_a_gramian(example, generator):
+    module, inputs, J = example
     weights = _normal(generator, 4)
-    for name, gradient in combine(weights, J).items():
-        torch.testing.assert_close(gradient, torch.tensordot(weights, J[name], dims=1))
-
-
-def test_combine_weighs_the_rows(example, generator):
-    module, _, J = example
-    weights = _normal(generator, 4)
+    expected = _one_pass_per_task(module, inputs)
     combined = combine(weights, J)
     for name, parameter in module.named_parameters():
-        assert combined[name].shape == parameter.shape
-        expected = sum(weights[k] * J[name][k] for k in range(4))
-        torch.testing.assert_close(combined[name], expected, rtol=1e-12, atol=1e-12)
+        row = torch.tensordot(weights, expected[name], dims=1)
+        torch.testing.assert_close(combined[parameter], row, rtol=1e-12, atol=1e-12)
 
 
 def test_bfloat16_products_stay_close_and_results_keep_their_type(generator):
@@ -163,10 +180,11 @@ def test_bfloat16_products_stay_close_and_results_keep_their_type(generator):
     inputs = _normal(generator, 2, 3, 64, 16).float()
 
     def differentiate(dtype: torch.dtype) -> dict[str, Tensor]:
-        parameters = expand_parameters(module, 3)
-        outputs = functional_call(module, parameters, (inputs, dtype))
+        tape = Tape()
+        outputs = module(inputs, tape, dtype)
         assert outputs.dtype == torch.float32
-        return jacobian(outputs.square().mean(dim=(0, 2, 3)), parameters)
+        by_parameter = rows(jacobian(outputs.square().mean(dim=(0, 2, 3)), tape))
+        return {name: by_parameter[value] for name, value in module.named_parameters()}
 
     exact, rounded = differentiate(torch.float32), differentiate(torch.bfloat16)
     for name in exact:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from mtrl.gradients import linear
+from mtrl.gradients import Tape, linear
 from mtrl.optimizer import MultiTaskOptimizer
 from mtrl.types import State, Weighting
 from mtrl.weighting import Uniform, make_weighting
@@ -37,8 +37,8 @@ class Affine(nn.Module):
         self.weight = nn.Parameter(torch.randn(1, I, D, generator=generator))
         self.bias = nn.Parameter(torch.randn(1, 1, D, generator=generator))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return linear(inputs[None], self.weight, self.bias)[0]
+    def forward(self, inputs: Tensor, tape: Tape | None = None) -> Tensor:
+        return linear(inputs[None], self.weight, self.bias, tape=tape)[0]
 
 
 def _data(step: int) -> Tensor:
@@ -50,16 +50,14 @@ def _losses(outputs: Tensor) -> Tensor:
     return scales * (outputs - 1).square().mean(dim=(1, 2))
 
 
-def _optimizer(weighting: Weighting | None = None, **options: float) -> MultiTaskOptimizer:
+def _optimizer(weighting: Weighting | None = None, **options: Any) -> MultiTaskOptimizer:
     options = {"learning_rate": 1e-2} | options
-    return MultiTaskOptimizer(Affine(), weighting or Uniform(), num_tasks=K, **options)
+    return MultiTaskOptimizer(Affine(), weighting or Uniform(), **options)
 
 
 def _step(optimizer: MultiTaskOptimizer, data: Tensor) -> dict[str, Tensor]:
-    parameters = optimizer.parameters()
-    return optimizer.step(
-        _losses(functional_call(optimizer.module, parameters, (data,))), parameters
-    )
+    tape = Tape()
+    return optimizer.step(_losses(optimizer.module(data, tape)), tape)
 
 
 def _snapshot(optimizer: MultiTaskOptimizer) -> State:
@@ -106,17 +104,17 @@ def test_weighting_sees_the_losses_or_the_given_rates_and_the_gramian():
         for loss in _losses(plain(_data(0)))
     ]
     J = torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
-    parameters = optimizer.parameters()
-    losses = _losses(functional_call(optimizer.module, parameters, (_data(0),)))
-    optimizer.step(losses, parameters)
+    tape = Tape()
+    losses = _losses(optimizer.module(_data(0), tape))
+    optimizer.step(losses, tape)
     torch.testing.assert_close(weighting.seen[0], losses.detach())
     assert not weighting.seen[0].requires_grad
     torch.testing.assert_close(weighting.seen[1], J @ J.T)
 
     rates = torch.tensor([3.0, 2.0, 1.0], requires_grad=True)
-    parameters = optimizer.parameters()
-    losses = _losses(functional_call(optimizer.module, parameters, (_data(0),)))
-    optimizer.step(losses, parameters, rates=rates)
+    tape = Tape()
+    losses = _losses(optimizer.module(_data(0), tape))
+    optimizer.step(losses, tape, rates=rates)
     assert torch.equal(weighting.seen[0], rates)
     assert not weighting.seen[0].requires_grad
 
@@ -127,6 +125,17 @@ def test_metrics():
     assert metrics["weights"].tolist() == [1, 2, 3]
     assert metrics["skipped"] == 0
     assert metrics["norm"].shape == (K,)
+
+
+def test_uniform_finds_no_gramian_unless_conflicts_are_watched():
+    watched, bare = _optimizer(), _optimizer(watch_conflicts=False)
+    for step in range(3):
+        assert set(_step(bare, _data(step))) == {"weights", "skipped"}
+        _step(watched, _data(step))
+    torch.testing.assert_close(bare.module.state_dict(), watched.module.state_dict())
+    broken = _data(3)
+    broken[0, 0, 0] = float("nan")
+    assert _step(bare, broken)["skipped"] == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -163,9 +172,9 @@ def test_weights_that_are_not_finite_leave_every_bit():
 @pytest.mark.parametrize("max_norm", [1.0, float("inf")])
 def test_weighted_gradients_that_overflow_do_no_harm(max_norm):
     optimizer = _optimizer(Fixed(9.0, 9.0, 9.0), max_norm=max_norm)
-    parameters = optimizer.parameters()
-    outputs = functional_call(optimizer.module, parameters, (_data(0).abs(),))
-    metrics = optimizer.step(4e18 * outputs.mean(dim=(1, 2)), parameters)
+    tape = Tape()
+    outputs = optimizer.module(_data(0).abs(), tape)
+    metrics = optimizer.step(4e18 * outputs.mean(dim=(1, 2)), tape)
     assert metrics["norm"].isfinite().all()
     assert all(parameter.isfinite().all() for parameter in optimizer.module.parameters())
 

@@ -1,0 +1,222 @@
+"""Measure an update: ours, ours with gradient surgery, and others' of the same algorithm.
+
+Every contestant runs in a process of its own, one at a time and in short turns, A B C A B C: a busy
+machine then slows all of them alike. Printed are medians over the turns, what each takes relative
+to our update without balancing, the share of the least possible time (the operations that an update
+must do, at the rate of a matrix product measured in the same turns), and peak memory.
+
+    python benchmarks/learner.py --save learner            # everything; about half an hour
+    python benchmarks/learner.py --tasks 10 --batches 128 --nets wide --seconds 20
+    python benchmarks/learner.py --only ours surgery eager  # some contestants
+    python benchmarks/learner.py --memory                   # MT50 with critics 1024 wide
+
+The others need `pip install -e '.[peers]'`; one that cannot run says so in the table.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from learner_peers import CONTESTANTS, Shape, least_operations
+from rich.console import Console
+from rich.table import Table
+
+from mtrl.device import keep_freed_memory, set_threads
+from mtrl.files import write_json_atomic
+
+RESULTS = Path(__file__).parent / "results"
+NETS = {"wide": (400, 3, False), "norm": (256, 2, True)}
+TURN, PATIENCE = 0.3, 3.0  # seconds
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    nets: tuple[Literal["wide", "norm"], ...] = ("wide", "norm")
+    """3 x 400, or 2 x 256 with layer norm; critics and actor alike."""
+    tasks: tuple[int, ...] = (10, 50)
+    """K."""
+    batches: tuple[int, ...] = (16, 64, 128)
+    """Transitions per task, B."""
+    only: tuple[str, ...] = tuple(name for name in CONTESTANTS if name != "product")
+    """Contestants, by name."""
+    seconds: float = 60.0
+    """Per table."""
+    threads: int = 1
+    """For each contestant."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """What a clock on the wall shows, or the processor time spent, for machines that are busy with
+    other things; with one thread on an idle machine both are the same."""
+    keep_freed: bool = True
+    """Call `mtrl.device.keep_freed_memory` first."""
+    memory: bool = False
+    """Measure MT50 with critics 1024 wide, B = 128, instead."""
+    save: str = ""
+    """Keep the numbers as benchmarks/results/NAME.json, under this name."""
+
+
+def _serve(name: str, shape: Shape, options: Options, pipe: Connection) -> None:
+    """Run one contestant in a process of its own."""
+    now = time.process_time if options.clock == "cpu" else time.perf_counter
+    try:
+        set_threads(options.threads)
+        if options.keep_freed:
+            keep_freed_memory()
+        before = _peak_memory()
+        update = CONTESTANTS[name](shape)
+        start = time.perf_counter()
+        update()
+        if time.perf_counter() - start < PATIENCE:  # else its warm-up weighs little
+            update()
+        pipe.send(None)
+    except Exception as error:  # a peer that cannot run is named, whatever is wrong with it
+        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
+        return
+    while pipe.recv() == "turn":
+        times: list[float] = []
+        faults = -resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        end = now() + TURN
+        while not times or now() < end:
+            start = now()
+            update()
+            times.append(now() - start)
+        faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        usage = {"memory": _peak_memory() - before, "page_faults": faults // len(times)}
+        pipe.send((statistics.median(times), usage))
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def _contestant(
+    name: str, shape: Shape, options: Options
+) -> Iterator[tuple[Connection, str | None]]:
+    """Start a contestant; yield its pipe and what kept it from running, if anything."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(name, shape, options, theirs))
+    process.start()
+    theirs.close()
+    try:
+        failure = ours.recv()
+    except EOFError:
+        failure = "its process died"
+    yield ours, failure
+    if failure is None:
+        ours.send("end")
+    process.join()
+
+
+def measure(shape: Shape, options: Options) -> dict[str, dict[str, Any]]:
+    """Let all contestants take turns at one shape; return numbers by name."""
+    names = ["product", *options.only]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    rows: dict[str, dict[str, Any]] = {name: {} for name in names}
+    with ExitStack() as stack:
+        pipes = {}
+        for name in names:
+            pipe, failure = stack.enter_context(_contestant(name, shape, options))
+            if failure is None:
+                pipes[name] = pipe
+            else:
+                rows[name]["failure"] = failure
+        end = time.perf_counter() + options.seconds
+        turns = 0
+        while turns < 3 or time.perf_counter() < end:
+            turns += 1
+            for name, pipe in pipes.items():
+                if turns > 1 and seconds[name][0] > PATIENCE:
+                    continue  # one turn says enough about what is this slow
+                pipe.send("turn")
+                median, usage = pipe.recv()
+                rows[name] |= usage
+                seconds[name].append(median)
+    for name, times in seconds.items():
+        if times:
+            rows[name] |= {"seconds": statistics.median(times), "turns": len(times)}
+    return rows
+
+
+def floor_seconds(shape: Shape, rows: dict[str, dict[str, Any]]) -> float:
+    """Return the time of an update's least operations at the rate of the measured product."""
+    return least_operations(shape) * float(rows["product"]["seconds"]) / shape.product_operations
+
+
+def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> None:
+    """Print one table."""
+    floor = floor_seconds(shape, rows)
+    rate = shape.product_operations / rows["product"]["seconds"] / 1e9
+    table = Table(title=f"{shape}; floor {1e3 * floor:.1f} ms at {rate:.0f} GFLOP/s")
+    for column in ("update", "ms", "to ours", "to eager", "share of floor", "MB", "faults"):
+        table.add_column(column, justify="left" if column == "update" else "right")
+    base = {name: rows.get(name, {}).get("seconds") for name in ("ours", "eager")}
+    for name, row in rows.items():
+        if name == "product":
+            continue
+        if "failure" in row:
+            table.add_row(name, row["failure"])
+            continue
+        ratios = (f"{row['seconds'] / b:.2f}" if b else "" for b in base.values())
+        share = f"{100 * floor / row['seconds']:.0f}%"
+        table.add_row(
+            name,
+            f"{1e3 * row['seconds']:.1f}",
+            *ratios,
+            share,
+            f"{row['memory'] / 1e6:.0f}",
+            str(row["page_faults"]),
+        )
+    console.print(table)
+
+
+def main(options: Options) -> None:
+    """Measure, print and keep."""
+    shapes = [
+        Shape(K, B, *NETS[net])
+        for net in options.nets
+        for K in options.tasks
+        for B in options.batches
+    ]
+    if options.memory:
+        shapes = [Shape(50, 128, 400, 3, False, critic_width=1024)]
+        options = replace(options, only=("ours", "surgery"))
+    console = Console()
+    tables = []
+    for shape in shapes:
+        rows = measure(shape, options)
+        show(shape, rows, console)
+        floor = floor_seconds(shape, rows)
+        tables.append({**vars(shape), "floor_seconds": floor, "rows": rows})
+        if not options.save:
+            continue
+        record = {
+            "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            "torch": torch.__version__,
+            "threads": options.threads,
+            "clock": options.clock,
+            "keep_freed": options.keep_freed,
+            "load_average_at_end": os.getloadavg(),
+            "tables": tables,
+        }
+        write_json_atomic(RESULTS / f"{options.save}.json", json.loads(json.dumps(record)))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,154 @@
+"""The contestants of `benchmarks/learner.py`: one SAC update each, ours and as others write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from agents import SAC, SACConfig
+from mtrl.types import Batch
+
+OBSERVATION, ACTION = 39, 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of an update: those of networks and of the batch."""
+
+    K: int
+    B: int
+    width: int
+    depth: int
+    layer_norm: bool
+    critic_width: int | None = None
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        critics = f", critics {self.critic_width}" if self.critic_width else ""
+        norm = " with layer norm" if self.layer_norm else ""
+        return f"K={self.K}, B={self.B}, {self.depth} x {self.width}{norm}{critics}"
+
+    def config(self, weighting: Any = "uniform") -> SACConfig:
+        """Return an agent's configuration; conflicts are measured only where they must be."""
+        return SACConfig(
+            critic_weighting=weighting,
+            actor_weighting=weighting,
+            critic_width=self.critic_width or self.width,
+            critic_depth=self.depth,
+            actor_width=self.width,
+            actor_depth=self.depth,
+            layer_norm=self.layer_norm,
+            watch_conflicts=False,
+        )
+
+    def batch(self) -> Batch:
+        """Return random transitions."""
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(self.K, self.B, *shape, generator=generator)
+
+        return Batch(
+            observations=normal(OBSERVATION),
+            actions=normal(ACTION).tanh(),
+            rewards=normal(),
+            next_observations=normal(OBSERVATION),
+            terminated=torch.zeros(self.K, self.B),
+        )
+
+    @property
+    def product_operations(self) -> int:
+        """Of the product that the machine's rate is measured with: one hidden layer's."""
+        return 2 * self.K * self.B * (self.critic_width or self.width) ** 2
+
+
+def least_operations(shape: Shape) -> int:
+    """Count the multiplications and additions in the matrix products that an update cannot avoid.
+
+    Forward: the actor twice, the critics three times (targets, critics' step, actor's step), two
+    each. Backward: weights and activations of actor and critics in their own steps, activations of
+    the critics in the actor's. No gradients of inputs that nobody asks for; the one-hot is free.
+    """
+
+    def count(inputs: int, width: int, outputs: int) -> tuple[int, int]:
+        inner = (shape.depth - 1) * width * width + width * outputs
+        return inputs * width + inner, inner  # all layers, all but the first
+
+    critic, critic_inner = count(OBSERVATION + ACTION, shape.critic_width or shape.width, 1)
+    actor, actor_inner = count(OBSERVATION, shape.width, 2 * ACTION)
+    to_actions = critic_inner + ACTION * (shape.critic_width or shape.width)
+    forward = 2 * actor + 3 * 2 * critic
+    backward = 2 * (critic + critic_inner) + 2 * to_actions + actor + actor_inner
+    return 2 * shape.K * shape.B * (forward + backward)
+
+
+def _ours(weighting: str) -> Callable[[Shape], Callable[[], Any]]:
+    def build(shape: Shape) -> Callable[[], Any]:
+        agent = SAC(
+            shape.config(weighting),
+            num_tasks=shape.K,
+            observation_size=OBSERVATION,
+            action_size=ACTION,
+            seed=0,
+        )
+        batch = shape.batch()
+        return lambda: agent.update(batch)
+
+    return build
+
+
+def _eager(name: str) -> Callable[[Shape], Callable[[], Any]]:
+    def build(shape: Shape) -> Callable[[], Any]:
+        from .eager import EagerSAC
+
+        kind: type[EagerSAC] = EagerSAC
+        backward = None
+        if name != "uniform":
+            from . import surgery  # needs torchjd
+
+            kinds = {"autogram": surgery.AutogramSAC, "vmap": surgery.VmapSAC}
+            kind = kinds.get(name, EagerSAC)
+            backwards = {"passes": surgery.k_backward_passes, "autojac": surgery.autojac}
+            backward = backwards.get(name)
+        agent = kind(shape.config(), shape.K, OBSERVATION, ACTION)
+        if backward:
+            agent.backward = backward
+        batch = shape.batch()
+        return lambda: agent.update(batch)
+
+    return build
+
+
+def _jax(shape: Shape) -> Callable[[], Any]:
+    import os
+
+    # Read when JAX starts: as many threads as torch was given.
+    os.environ["NPROC"] = str(torch.get_num_threads())
+    from .jax_sac import JaxSAC
+
+    agent, batch = JaxSAC(shape.config(), shape.K, OBSERVATION, ACTION), shape.batch()
+    return lambda: agent.update(batch)
+
+
+def _product(shape: Shape) -> Callable[[], Any]:
+    width = shape.critic_width or shape.width
+    left, right = torch.randn(shape.K * shape.B, width), torch.randn(width, width)
+    result = torch.empty(shape.K * shape.B, width)
+    return lambda: torch.mm(left, right, out=result)
+
+
+CONTESTANTS: dict[str, Callable[[Shape], Callable[[], Any]]] = {
+    "product": _product,
+    "ours": _ours("uniform"),
+    "surgery": _ours("gradnorm+pcgrad"),
+    "eager": _eager("uniform"),
+    "jax": _jax,
+    "eager, K passes": _eager("passes"),
+    "torchjd autojac": _eager("autojac"),
+    "torchjd autogram": _eager("autogram"),
+    "vmap of grad": _eager("vmap"),
+}
+"""Builders of updates by name; `product` is the matrix product the floor is computed from."""

@@ -1,0 +1,99 @@
+"""Several updates in one call: the same as one by one, captured or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.sac import SAC, SACConfig
+from mtrl.graph import WARM_UP, Updates
+from mtrl.seeding import make_generator
+from mtrl.types import Batch
+
+K, B, O, A = 3, 8, 5, 2  # noqa: E741
+
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="a CUDA graph is captured on a GPU, and there is none"
+)
+
+
+class Learner:
+    """A SAC agent and the batches it learns from, drawn afresh each time."""
+
+    def __init__(self, device: str) -> None:
+        sizes = {"num_tasks": K, "observation_size": O, "action_size": A}
+        config = SACConfig(critic_width=16, actor_width=16)
+        self.agent = SAC(config, **sizes, seed=0, device=device)
+        self.generator = make_generator(0, "batches", device)
+        self.generators = [*self.agent.generators, self.generator]
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+    def update(self) -> dict[str, Tensor]:
+        observations, next_observations = self._normal(2, K, B, O)
+        rewards, terminated = self._normal(2, K, B)
+        actions = self._normal(K, B, A).tanh()
+        terminated = (terminated > 1).float()
+        return self.agent.update(
+            Batch(observations, actions, rewards, next_observations, terminated)
+        )
+
+
+def _compare(device: str, calls: int, **tolerance: float) -> None:
+    together, one_by_one = Learner(device), Learner(device)
+    updates = Updates(together.update, 4, generators=together.generators, device=device)
+    for _ in range(calls):
+        metrics = updates()
+        for _ in range(4):
+            expected = one_by_one.update()
+        torch.testing.assert_close(metrics, expected, **tolerance)
+    torch.testing.assert_close(
+        together.agent.state_dict(), one_by_one.agent.state_dict(), **tolerance
+    )
+    assert not torch.equal(
+        metrics["train/critic_loss"], torch.zeros_like(metrics["train/critic_loss"])
+    )
+
+
+def test_a_call_takes_its_updates_in_order():
+    _compare("cpu", calls=3, rtol=0, atol=0)
+
+
+@needs_cuda
+def test_a_captured_graph_repeats_the_eager_update():
+    _compare("cuda", calls=WARM_UP + 4, rtol=1e-4, atol=1e-5)
+
+
+@needs_cuda
+def test_a_graph_is_captured_anew_after_loading():
+    learner = Learner("cuda")
+    updates = Updates(learner.update, 2, generators=learner.generators, device="cuda")
+    for _ in range(WARM_UP + 2):
+        updates()
+    saved = learner.agent.state_dict()
+    learner.agent.load_state_dict(saved)
+    updates.forget()
+    before = learner.agent.actor.mlp.weights[0].clone()
+    for _ in range(WARM_UP + 2):
+        updates()
+    assert not torch.equal(learner.agent.actor.mlp.weights[0], before)
+
+
+def test_an_update_never_asks_the_device_for_a_number():
+    """That would make a GPU finish everything first, and cannot be captured."""
+    learner = Learner("cpu")
+    asked: list[str] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+                asked.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    learner.update()
+    with Watch():
+        learner.update()
+        torch.zeros(()).item()
+    assert asked == ["aten._local_scalar_dense.default"]  # the one just made
