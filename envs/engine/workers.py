@@ -13,8 +13,9 @@ _SLICES = 10  # of a time limit: a process that was suspended must not find it u
 class _Batch:
     """Jobs handed out together, and what has become of them."""
 
-    def __init__(self, jobs: list[Job]) -> None:
+    def __init__(self, jobs: list[Job], num_threads: int) -> None:
         self.jobs = jobs
+        self.leaving = iter(range(num_threads - 1, -1, -1))  # hands out 0 to the last to leave
         self.order = iter(range(len(jobs)))  # hands out each number once, to any thread
         self.done = [False] * len(jobs)
         self.errors: dict[int, BaseException] = {}
@@ -41,7 +42,7 @@ class Workers:
     def start(self, jobs: Iterable[Job]) -> None:
         """Hand out jobs, which the threads take one by one; `wait` must follow."""
         assert self._batch is None
-        self._batch = _Batch(list(jobs))
+        self._batch = _Batch(list(jobs), self._num_threads)
         for _ in self._threads:
             self._batches.put(self._batch)
 
@@ -58,12 +59,11 @@ class Workers:
         if self._batch is None:
             return {}
         batch, self._batch = self._batch, None
-        slices = 0
-        waiting = self._num_threads
+        slices, waiting = 0, True
         while waiting and slices < _SLICES:
             try:
                 self._finished.get(timeout=limit / _SLICES)
-                waiting -= 1
+                waiting = False
             except queue.Empty:
                 slices += 1
         if waiting:
@@ -118,5 +118,7 @@ def _work(batches: "queue.SimpleQueue[_Batch | None]", finished: "queue.SimpleQu
             batch.done[number] = True
             if batch.abandoned:
                 return
+        is_last = next(batch.leaving) == 0
         del batch  # an idle thread keeps no job alive
-        finished.put(None)
+        if is_last:  # one wake-up less for the thread that waits
+            finished.put(None)
