@@ -102,7 +102,11 @@ def _advance(rig: Any, action: NDArray[np.float32], forwarded: bool) -> bool:
         native.mj_step(rig.mjmodel, rig.mjdata)
     for _ in range(rig.frame_skip - 1):
         native.mj_step(rig.mjmodel, rig.mjdata)
+    # What the last substep broke would else be found by the next step, an observation too late.
+    native.mj_check_pos(rig.mjmodel, rig.mjdata)
+    native.mj_check_vel(rig.mjmodel, rig.mjdata)
     native.mj_forward(rig.mjmodel, rig.mjdata)
+    native.mj_check_acc(rig.mjmodel, rig.mjdata)
     # On a bad position, velocity or acceleration MuJoCo resets the simulation, time included.
     return bool(time[0] <= before)
 
