@@ -57,6 +57,8 @@ class MujocoVectorEnv(MultiTaskVectorEnv):
         """
         if self._options.render_mode is None:
             raise UserError("`render_mode` is None: make the environments with 'rgb_array'")
+        self._refuse_closed()
+        self._refuse_in_flight("render")
         if self._renderer is None:
             self._renderer = Renderer(*self._options.render_size)
         view = self._options.camera if camera is None else camera

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -163,6 +163,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             RuntimeError: between `send` and `recv`.
             ValueError: for options that are unknown or out of range.
         """
+        self._refuse_closed()
         self._refuse_in_flight("reset")
         if seed is not None:
             self._schedule.reseed(seed)
@@ -197,6 +198,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         Raises:
             ValueError: for actions of a wrong shape or not finite, before anything has moved.
             ResetNeeded: if `reset` has not been called yet.
+            ClosedEnvironmentError: after `close`.
             RuntimeError: between `send` and `recv`.
         """
         self.send(actions)
@@ -210,8 +212,9 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
 
         Raises:
             RuntimeError: if the step before was not received.
-            ResetNeeded, ValueError: as `step` does, before anything has moved.
+            ClosedEnvironmentError, ResetNeeded, ValueError: as `step` does, before anything moves.
         """
+        self._refuse_closed()
         self._refuse_in_flight("send")
         if self._needs_reset:
             raise ResetNeeded("call reset() before a step")
@@ -234,8 +237,8 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         """
         if not self._in_flight:
             raise RuntimeError("call send(actions) before recv()")
-        self._in_flight = False
         outcome = self._end_step()
+        self._in_flight = False  # only now: whoever interrupts the wait may call `recv` again
         self._elapsed += 1
         # From numbers that are not finite no simulation recovers, so such an episode is over.
         sound = np.isfinite(outcome.observations).all(axis=1) & np.isfinite(outcome.rewards)
@@ -287,6 +290,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             RuntimeError: between `send` and `recv`.
             ValueError: if the state is not one of these tasks, goals and numbers of environments.
         """
+        self._refuse_closed()
         self._refuse_in_flight("set_state")
         own = MultiTaskVectorEnv.get_state(self)
         for key, value in own.items():
@@ -301,6 +305,10 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._goal_indices[:] = goals
         self._elapsed[:] = elapsed
         self._needs_reset = bool(state["needs_reset"])
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError("the environments were closed: make new ones")
 
     def _refuse_in_flight(self, call: str) -> None:
         if self._in_flight:

@@ -150,7 +150,6 @@ class EngineVectorEnv(MujocoVectorEnv):
         )
 
     def _physics(self, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        self._refuse_in_flight("render")
         return self._simulation.drawable(index)
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -217,6 +216,7 @@ class EngineVectorEnv(MujocoVectorEnv):
         if self.num_failures >= MAX_FAILURES:
             raise RunError(f"{reason}, {MAX_FAILURES} times in all: add `--resume` to go on")
         _logger.warning("%s and is replaced; its episodes are dropped", reason)
+        self._in_flight = False  # nothing is waited for any more: states may be taken and set
         state, old = self.get_state(), self._simulation
         fresh = make_environments(
             [self.task_names[task] for task in tasks], self._reward_version, 1

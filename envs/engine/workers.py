@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 
@@ -19,6 +20,8 @@ class _Batch:
         self.order = iter(range(len(jobs)))  # hands out each number once, to any thread
         self.done = [False] * len(jobs)
         self.errors: dict[int, BaseException] = {}
+        self.over = False
+        self.finished: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes whoever waits for it
         self.abandoned = False
 
 
@@ -58,15 +61,14 @@ class Workers:
         """
         if self._batch is None:
             return {}
-        batch, self._batch = self._batch, None
-        slices, waiting = 0, True
-        while waiting and slices < _SLICES:
+        batch, slices = self._batch, 0
+        while not batch.over and slices < _SLICES:
             try:
-                self._finished.get(timeout=limit / _SLICES)
-                waiting = False
+                batch.finished.get(timeout=limit / _SLICES)
             except queue.Empty:
                 slices += 1
-        if waiting:
+        self._batch = None  # not before: after a KeyboardInterrupt one can wait again
+        if not batch.over:
             batch.abandoned = True
             late = [number for number, done in enumerate(batch.done) if not done]
             self._stop()
@@ -74,24 +76,26 @@ class Workers:
             return {**batch.errors, **dict.fromkeys(late, TimeoutError(f"after {limit:g} s"))}
         return batch.errors
 
-    def close(self, limit: float = 10.0) -> None:
+    def close(self, limit: float = 0.9) -> None:
         """Let the jobs at hand end and stop the threads. May be called again.
 
         Args:
-            limit: Seconds to wait for each; one that hangs ends with the process.
+            limit: Seconds to wait for all; a thread that hangs ends with the process.
         """
+        if self._batch is not None:
+            self._batch.abandoned = True
         self._stop()
+        deadline = time.monotonic() + limit
         for thread in self._threads:
-            thread.join(limit)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start_threads(self) -> None:
         self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        self._finished: queue.SimpleQueue[None] = queue.SimpleQueue()
-        # Threads know the queues only, so that they keep nothing alive but themselves.
+        # Threads know the queue only, so that they keep nothing alive but themselves.
         self._threads = [
             threading.Thread(
                 target=_work,
-                args=(self._batches, self._finished),
+                args=(self._batches,),
                 name=f"mtrl-engine-{index}",
                 daemon=True,
             )
@@ -108,7 +112,7 @@ def _stop(batches: "queue.SimpleQueue[_Batch | None]", num_threads: int) -> None
         batches.put(None)
 
 
-def _work(batches: "queue.SimpleQueue[_Batch | None]", finished: "queue.SimpleQueue[None]") -> None:
+def _work(batches: "queue.SimpleQueue[_Batch | None]") -> None:
     while (batch := batches.get()) is not None:
         for number in batch.order:
             try:
@@ -118,7 +122,7 @@ def _work(batches: "queue.SimpleQueue[_Batch | None]", finished: "queue.SimpleQu
             batch.done[number] = True
             if batch.abandoned:
                 return
-        is_last = next(batch.leaving) == 0
+        if next(batch.leaving) == 0:  # the last one out: one wake-up for the thread that waits
+            batch.over = True
+            batch.finished.put(None)
         del batch  # an idle thread keeps no job alive
-        if is_last:  # one wake-up less for the thread that waits
-            finished.put(None)

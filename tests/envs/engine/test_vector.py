@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
 from envs.engine import EngineVectorEnv
 from envs.vector import VectorOptions
@@ -134,3 +134,51 @@ def test_python_rewards_are_announced(make_env, caplog):
     caplog.clear()
     make_env("reach-v3", version="v1")
     assert not caplog.text
+
+
+def test_a_wait_that_was_interrupted_can_be_taken_up_again(make_env, act, monkeypatch):
+    env, twin = (make_env(envs_per_task=4) for _ in range(2))
+    env.reset()
+    twin.reset()
+    actions = act(env, np.random.default_rng(0))
+    env.send(actions)
+    wait = env._workers.wait
+
+    def interrupted(limit):
+        monkeypatch.setattr(env._workers, "wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(env._workers, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        env.recv()
+    for call in (env.get_state, env.reset, lambda: env.send(actions)):
+        with pytest.raises(RuntimeError, match="recv"):
+            call()
+    np.testing.assert_array_equal(env.recv()[0], twin.step(actions)[0])
+    np.testing.assert_array_equal(env.step(actions)[0], twin.step(actions)[0])
+
+
+def test_what_is_closed_stays_closed(make_env, act):
+    env = make_env("reach-v3")
+    env.reset()
+    actions, state = act(env, np.random.default_rng(0)), env.get_state()
+    env.close()
+    for call in (env.reset, lambda: env.step(actions), lambda: env.set_state(state)):
+        with pytest.raises(ClosedEnvironmentError):
+            call()
+    assert not [thread for thread in engine_threads() if thread in env._workers._threads]
+
+
+def test_divergence_in_the_last_substep_is_found_before_it_is_observed(
+    make_env, act, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves its log file where it runs
+    env = make_env("reach-v3")
+    first, _ = env.reset()
+    rig = env._simulation._rigs
+    rig["frame_skip"] = 1  # so that the first substep is the last
+    env._simulation.data[0].qvel[:] = 9e9  # sound by MuJoCo's measure; after one substep no more
+    *_, truncated, infos = env.step(act(env, np.random.default_rng(0)))
+    assert truncated[0]
+    assert infos["diverged"][0]
+    np.testing.assert_array_equal(infos["final_obs"][0], first[0])
