@@ -173,11 +173,14 @@ def test_divergence_in_the_last_substep_is_found_before_it_is_observed(
     make_env, act, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)  # MuJoCo leaves its log file where it runs
-    env = make_env("reach-v3")
+    env = make_env("push-v3")
     first, _ = env.reset()
-    rig = env._simulation._rigs
-    rig["frame_skip"] = 1  # so that the first substep is the last
-    env._simulation.data[0].qvel[:] = 9e9  # sound by MuJoCo's measure; after one substep no more
+    env._simulation._rigs["frame_skip"] = 1  # so that the first substep is the last
+    data = env._simulation.data[0]
+    upwards = env._simulation.model_of(0).joint("objjoint").dofadr[0] + 2
+    # Sound by MuJoCo's measure, which is 1e10; after one substep no more.
+    data.qvel[upwards] = 0.999e10
+    data.qfrc_applied[upwards] = 0.9e10 * data.qM[env._simulation.model_of(0).dof_Madr[upwards]]
     *_, truncated, infos = env.step(act(env, np.random.default_rng(0)))
     assert truncated[0]
     assert infos["diverged"][0]
