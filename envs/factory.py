@@ -7,6 +7,7 @@ from typing import Any
 from mtrl.errors import UserError
 
 from .benchmarks import Benchmark, resolve
+from .errors import EngineUnfitError
 from .goals import GOAL_ORDERS
 from .toy import EPISODE_STEPS, ToyVectorEnv
 from .vector import MultiTaskVectorEnv, VectorOptions
@@ -96,12 +97,12 @@ def make_vec(
     }
     # Importing either takes a second or more, which toy tasks need not pay.
     if engine == "fast":
-        from .engine import EngineMismatchError, EngineVectorEnv
-
         try:
+            from .engine import EngineVectorEnv
+
             return EngineVectorEnv(chosen.task_names, options, num_threads=num_threads, **arguments)
-        except EngineMismatchError as error:
-            _logger.warning("the fast engine differs here in %s: using the official one", error)
+        except EngineUnfitError as error:
+            _logger.warning("the fast engine cannot be used (%s): using the official one", error)
     from .metaworld import OfficialVectorEnv
 
     return OfficialVectorEnv(chosen.task_names, options, **arguments)

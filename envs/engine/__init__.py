@@ -1,5 +1,5 @@
 """The fast exact engine: Meta-World stepped by compiled kernels, bit for bit as officially."""
 
-from .vector import EngineMismatchError, EngineVectorEnv
+from .vector import EngineVectorEnv
 
-__all__ = ["EngineMismatchError", "EngineVectorEnv"]
+__all__ = ["EngineVectorEnv"]

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -44,14 +45,14 @@ def cache_folder(kind: str, *ingredients: object) -> Path | None:
         ingredients: All that its content depends on.
     """
     digest = hashlib.sha256(repr(ingredients).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtrl"
-    path = root / f"{kind}-{digest}"
     try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtrl"
+        path = root / f"{kind}-{digest}"
         if not path.is_dir():
-            _remove_unused(root, kind)
             path.mkdir(parents=True, exist_ok=True)
+            _remove_unused(root, kind)
         os.utime(path)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where there is no home
         return None
     return path if os.access(path, os.W_OK) else None
 
@@ -122,7 +123,7 @@ def _digest(arrays: Arrays, text: str) -> str:
 def _remove_unused(root: Path, kind: str) -> None:
     oldest = time.time() - UNUSED_DAYS * 24 * 3600
     for folder in root.glob(f"{kind}-*"):
-        if folder.is_dir() and folder.stat().st_mtime < oldest:
-            for file in sorted(folder.rglob("*"), reverse=True):
-                file.rmdir() if file.is_dir() else file.unlink()
-            folder.rmdir()
+        # Another user's folder, or one that another process is removing, is left to them.
+        with contextlib.suppress(OSError):
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from ..errors import EngineUnfitError
+
 # Counters that differ from each other: 8 contacts (two boxes' corners), 3 equality rows, 1 limit.
 _PROBE_XML = """
 <mujoco>
@@ -62,7 +64,7 @@ def mjdata_layout() -> Layout:
     """Find the offsets in the installed MuJoCo.
 
     Raises:
-        OSError: if they cannot be found without doubt.
+        EngineUnfitError: if they cannot be found without doubt.
     """
     model = mujoco.MjModel.from_xml_string(_PROBE_XML)
     data = mujoco.MjData(model)
@@ -105,7 +107,7 @@ def _head_of_struct(data: mujoco.MjData, last_pointer: int) -> bytes:
     struct = b""
     while _pointer(last_pointer) not in struct:
         if len(struct) >= _MAX_STRUCT_BYTES:
-            raise OSError("the constraint forces are not where MuJoCo used to keep them")
+            raise EngineUnfitError("the constraint forces are not where MuJoCo used to keep them")
         struct += ctypes.string_at(data._address + len(struct), _BLOCK_BYTES)
     return struct
 
@@ -114,5 +116,5 @@ def _only(struct: bytes, value: bytes, *, last: bool = False) -> int:
     """Find the one offset of `value`, or the last: the arena begins where the contacts do."""
     offset = struct.rfind(value)
     if offset < 0 or offset % 4 or (not last and struct.find(value) != offset):
-        raise OSError(f"mjData of MuJoCo {mujoco.__version__} has an unknown layout")
+        raise EngineUnfitError(f"mjData of MuJoCo {mujoco.__version__} has an unknown layout")
     return offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -46,34 +47,49 @@ def load_models(xmls: Sequence[Path], num_threads: int) -> list[mujoco.MjModel]:
         xmls: Files of the official package; each gets a model of its own, also when repeated.
         num_threads: How many files are checked at a time.
     """
-    folder = cache_folder("models", environment(), _assets())
-    if folder is None:
-        return [mujoco.MjModel.from_xml_path(str(xml)) for xml in xmls]
     with ThreadPoolExecutor(num_threads) as pool:
-        binaries = pool.map(functools.partial(_find_intact, folder), xmls)
-        pairs = zip(xmls, binaries, strict=True)
-        return [_load_or_compile(folder, xml, binary) for xml, binary in pairs]
+        binaries = pool.map(_find_intact, xmls)
+        return [_load_or_compile(*pair) for pair in zip(xmls, binaries, strict=True)]
 
 
-def _find_intact(folder: Path, xml: Path) -> Path | None:
+def model_origin(xml: Path) -> tuple[object, ...]:
+    """All that a compiled model depends on: MuJoCo, the file, and what lies beside it."""
+    return environment(), str(xml), _assets(_root(xml))
+
+
+def _root(xml: Path) -> Path:
+    """The folder of all that a file may include: the package's, or that of a file elsewhere."""
+    official = Path(metaworld.__file__).parent / "assets"
+    return official if xml.is_relative_to(official) else xml.parent
+
+
+def _folder(xml: Path) -> Path | None:
+    return cache_folder("models", *model_origin(xml))
+
+
+def _find_intact(xml: Path) -> Path | None:
     """Find a model whose name ends, as it should, with its content's SHA-256."""
-    for path in folder.glob(f"{xml.stem}.*.mjb"):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if path.name == f"{xml.stem}.{digest}.mjb":
-            return path
-        path.unlink(missing_ok=True)
+    folder = _folder(xml)
+    for path in folder.glob("*.mjb") if folder else ():
+        with contextlib.suppress(OSError):  # another process may tidy up at the same time
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if path.name == f"{xml.stem}.{digest}.mjb":
+                return path
+            path.unlink()
     return None
 
 
-def _load_or_compile(folder: Path, xml: Path, binary: Path | None) -> mujoco.MjModel:
+def _load_or_compile(xml: Path, binary: Path | None) -> mujoco.MjModel:
     if binary is not None:
-        return mujoco.MjModel.from_binary_path(str(binary))
+        with contextlib.suppress(OSError, ValueError):
+            return mujoco.MjModel.from_binary_path(str(binary))
     model = mujoco.MjModel.from_xml_path(str(xml))
-    content = np.empty(mujoco.mj_sizeModel(model), np.uint8)
-    mujoco.mj_saveModel(model, None, content)
-    digest = hashlib.sha256(content.data).hexdigest()
-    write_file(folder / f"{xml.stem}.{digest}.mjb", content.data)
+    if folder := _folder(xml):
+        content = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+        mujoco.mj_saveModel(model, None, content)
+        digest = hashlib.sha256(content.data).hexdigest()
+        write_file(folder / f"{xml.stem}.{digest}.mjb", content.data)
     return model
 
 
@@ -94,8 +110,7 @@ def _around(official: type[SawyerXYZEnv], model: mujoco.MjModel) -> type[SawyerX
 
 
 @functools.cache
-def _assets() -> tuple[tuple[str, int, int], ...]:
+def _assets(root: Path) -> tuple[tuple[str, int, int], ...]:
     """List what models are compiled from, so that an edited file is noticed."""
-    root = Path(metaworld.__file__).parent / "assets"
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)

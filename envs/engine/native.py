@@ -18,6 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from ..errors import EngineUnfitError
 from .compiler import kernel
 
 COMPILED = not config.DISABLE_JIT
@@ -52,8 +53,15 @@ def external(name: str, address: int, arguments: list[str], returns: str | None 
 
 
 def address_of(library: ctypes.CDLL, name: str) -> int:
-    """Look up a function of a shared library."""
-    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    """Look up a function of a shared library.
+
+    Raises:
+        EngineUnfitError: if it has none of that name.
+    """
+    try:
+        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    except AttributeError as error:
+        raise EngineUnfitError(f"{library._name} has no function {name}") from error
     assert address is not None
     return address
 
@@ -64,7 +72,7 @@ def _mujoco_library() -> ctypes.CDLL:
     for pattern in ("libmujoco.so*", "libmujoco*.dylib", "mujoco.dll"):
         for path in sorted(folder.glob(pattern)):
             return ctypes.CDLL(str(path))
-    raise OSError(f"no MuJoCo library in {folder}")
+    raise EngineUnfitError(f"no MuJoCo library in {folder}")
 
 
 _MUJOCO = _mujoco_library()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import EngineUnfitError
 from .compiler import kernel
 from .native import address_of, external
 
@@ -40,7 +41,9 @@ def _scalar_loop(ufunc: np.ufunc) -> int:
     index = ufunc.types.index("d->d")
     address: int | None = head.functions[index]
     if (head.nin, head.nout, head.ntypes) != (1, 1, len(ufunc.types)) or address is None:
-        raise OSError(f"NumPy {np.__version__} keeps the loops of np.{ufunc.__name__} elsewhere")
+        raise EngineUnfitError(
+            f"NumPy {np.__version__} keeps the loops of np.{ufunc.__name__} elsewhere"
+        )
     return address
 
 
@@ -55,7 +58,7 @@ def _float64_dot() -> int:
     )(np.dtype(np.float64))
     address: int | None = ctypes.cast(array_functions, ctypes.POINTER(ctypes.c_void_p))[_DOT_INDEX]
     if address is None:
-        raise OSError(f"NumPy {np.__version__} keeps its dot product elsewhere")
+        raise EngineUnfitError(f"NumPy {np.__version__} keeps its dot product elsewhere")
     return address
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..metaworld import draw_goals
 from .cache import cache_folder, environment, read_arrays, write_arrays
+from .models import model_origin
 from .rig import FRAME_SIZE
 from .snapshot import LiveView, Snapshot, read_snapshot, write_snapshot
 
@@ -92,8 +93,14 @@ def cached_goals(
 
 def _origin(env: SawyerXYZEnv) -> tuple[object, ...]:
     """All that the numbers of an environment's reset depend on, but for the goal."""
-    classes = tuple(_source(kind.__module__) for kind in type(env).__mro__)
-    return (environment(), env.fullpath, env.reward_function_version, classes)
+    kinds = type(env).__mro__
+    names = tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+    # The classes' own sources, and those of the functions here that play and record a reset.
+    modules = {kind.__module__ for kind in kinds} | {draw_goals.__module__, __name__}
+    modules.add(Snapshot.__module__)
+    sources = tuple(sorted(_source(module) for module in modules))
+    model = model_origin(Path(env.fullpath))
+    return (environment(), model, env.reward_function_version, names, sources)
 
 
 @functools.cache

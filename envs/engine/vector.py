@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mtrl.cores import available_cores
 from mtrl.errors import RunError
 
+from ..errors import EngineUnfitError
 from ..metaworld import common_observation_space
 from ..rendering import MujocoVectorEnv
 from ..vector import Outcome, VectorOptions
@@ -35,10 +36,6 @@ MAX_FAILURES = 10
 """So many failed steps of simulations end the training: something is wrong for good."""
 
 _logger = logging.getLogger("mtrl")
-
-
-class EngineMismatchError(RuntimeError):
-    """The engine does not reproduce the official environments on this machine."""
 
 
 class EngineVectorEnv(MujocoVectorEnv):
@@ -81,7 +78,7 @@ class EngineVectorEnv(MujocoVectorEnv):
             num_threads: Threads that simulate; as many as there are cores by default.
 
         Raises:
-            EngineMismatchError: if the comparison fails; `engine="official"` still works then.
+            EngineUnfitError: if the comparison fails; `engine="official"` still works then.
         """
         threads = num_threads or available_cores()
         if nothing_compiled():
@@ -300,7 +297,9 @@ class EngineVectorEnv(MujocoVectorEnv):
             row = index * self.envs_per_task
             difference = first_difference(simulation, templates[index], row, rewards)
             if difference is not None:
-                raise EngineMismatchError(f"{difference} of {self.task_names[index]}")
+                raise EngineUnfitError(
+                    f"this machine rounds differently: {difference} of {self.task_names[index]}"
+                )
         if python:
             _say_once(
                 "no compiled rewards for "
