@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 import envs
 from envs.engine.compiler import kernel
-from envs.engine.native import doubles, mj_step
-from envs.engine.workers import Workers
+from envs.engine.kernels import set_action
+from envs.engine.native import ints, mj_step
 from mtrl.files import write_json_atomic
 from mtrl.provenance import library_versions, machine
 
@@ -82,31 +82,40 @@ def record_actions(task_names: tuple[str, ...], kind: str, steps: int) -> NDArra
 
 
 @kernel
-def _physics_rows(
-    first: int, end: int, models: Any, datas: Any, controls: Any, actions: Any
-) -> None:
-    """Five MuJoCo steps for each row and nothing else."""
+def _physics_rows(first: int, end: int, rigs: Any, actions: Any) -> None:
+    """Move the hand's target and take five MuJoCo steps for each row, and nothing else."""
     for row in range(first, end):
-        doubles(controls[row], 1)[0] = actions[row, 3]
-        for _ in range(5):
-            mj_step(models[row], datas[row])
+        rig = rigs[row]
+        bvh_count = ints(rig.bvh_count, 1)
+        num_bvh, bvh_count[0] = bvh_count[0], 0  # as the engine does, lest it wins by that alone
+        set_action(rig, actions[row])
+        for _ in range(rig.frame_skip):
+            mj_step(rig.mjmodel, rig.mjdata)
+        bvh_count[0] = num_bvh
 
 
-def physics_alone(engine: Any, num_threads: int) -> tuple[Step, Callable[[], None]]:
-    """Step the engine's own simulations without observations, rewards or the hand's motion."""
-    simulation, workers = engine._simulation, Workers(num_threads)
-    models = np.array([model._address for model in simulation._models])
-    datas = np.array([data._address for data in simulation.data])
-    controls = np.array([data.ctrl.ctypes.data for data in simulation.data])
+def physics_alone(
+    task_names: tuple[str, ...], envs_per_task: int, num_threads: int
+) -> tuple[Step, Callable[[], Any], Callable[[], None]]:
+    """Make simulations that are stepped without observations and rewards: step, reset, close."""
+    engine: Any = envs.make_vec(
+        task_names, seed=0, envs_per_task=envs_per_task, num_threads=num_threads, one_hot=False
+    )
+    simulation, workers = engine._simulation, engine._workers
 
     def step(actions: NDArray[np.float32]) -> None:
         workers.start(
-            functools.partial(_physics_rows, first, end, models, datas, controls, actions)
+            functools.partial(_physics_rows, first, end, simulation._rig_records, actions)
             for first, end in simulation._chunks
         )
         workers.wait(60.0)
 
-    return step, workers.close
+    def reset() -> None:
+        engine.reset(options={"goal_indices": np.zeros(engine.num_envs, int)})
+        for row in range(engine.num_envs):
+            simulation.model_of(row)  # enters the goal's positions
+
+    return step, reset, engine.close
 
 
 def envpool_of(
@@ -173,9 +182,9 @@ def contestants(
             )
             stack.callback(engine.close)
             start = functools.partial(engine.reset, options=goals)
-            physics, close = physics_alone(engine, count)
+            physics, restart, close = physics_alone(task_names, envs_per_task, count)
             stack.callback(close)
-            made[f"physics alone, {count} threads"] = (physics, start)
+            made[f"physics alone, {count} threads"] = (physics, restart)
             made[f"engine, {count} threads"] = (engine.step, start)
         yield made
 

@@ -93,7 +93,7 @@ def _copy(source: NDArray[np.float64], target: NDArray[np.float64], size: int) -
 @kernel
 def _advance(rig: Any, action: NDArray[np.float32], forwarded: bool) -> bool:
     """`set_xyz_action`, `do_simulation` and `mj_forward`; True if the simulation diverged."""
-    _set_action(rig, action)
+    set_action(rig, action)
     time = doubles(rig.time, 1)
     before = time[0]
     if forwarded:
@@ -112,7 +112,7 @@ def _advance(rig: Any, action: NDArray[np.float32], forwarded: bool) -> bool:
 
 
 @kernel
-def _set_action(rig: Any, action: NDArray[np.float32]) -> None:
+def set_action(rig: Any, action: NDArray[np.float32]) -> None:
     """Move the hand's target by a delta in float32 and command the fingers."""
     mocap_pos = doubles(rig.mocap_pos, 3)
     for axis in range(3):
