@@ -2,6 +2,7 @@
 
 from .benchmarks import space_sizes, task_names
 from .factory import make_vec
+from .registry import register_task
 from .vector import MultiTaskVectorEnv
 
-__all__ = ["MultiTaskVectorEnv", "make_vec", "space_sizes", "task_names"]
+__all__ = ["MultiTaskVectorEnv", "make_vec", "register_task", "space_sizes", "task_names"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mtrl.errors import UserError
 
+from .registry import is_registered
 from .toy import TOY_TASKS
 
 MT50 = (
@@ -163,7 +164,7 @@ def resolve(benchmark: str | Sequence[str]) -> Benchmark:
 
 
 def _check_task(name: str, *, alone: bool) -> None:
-    if name in MT50 or name in TOY_TASKS:
+    if name in MT50 or name in TOY_TASKS or is_registered(name):
         return
     if name in BENCHMARKS:
         raise UserError(f"`benchmark` lists {name!r} beside others: a list may hold tasks only")

@@ -6,12 +6,12 @@ from typing import Any
 import mujoco
 import numpy as np
 from gymnasium.spaces import Box
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
 from .goals import NUM_GOALS
 from .official_state import get_attributes, get_physics, physics_size, restore
+from .registry import environment_class
 from .rendering import MujocoVectorEnv
 from .vector import Outcome, VectorOptions, require_array
 
@@ -182,7 +182,7 @@ def make_official_env(
         reward_version: `v1` or `v2`.
         environment: Its class; the package's own by default.
     """
-    environment = environment or ALL_V3_ENVIRONMENTS[name]
+    environment = environment or environment_class(name)
     env = environment(reward_function_version=reward_version)
     # The state that `set_task` leaves: the goal is observed, and given rather than drawn.
     env._set_task_called = True

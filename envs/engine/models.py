@@ -12,10 +12,10 @@ from pathlib import Path
 import metaworld
 import mujoco
 import numpy as np
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 from ..metaworld import make_official_env
+from ..registry import environment_class
 from .cache import cache_folder, environment, write_file
 
 
@@ -29,7 +29,7 @@ def make_environments(
         reward_version: `v1` or `v2`.
         num_threads: How many files are checked at a time.
     """
-    classes = [ALL_V3_ENVIRONMENTS[name] for name in task_names]
+    classes = [environment_class(name) for name in task_names]
     models = load_models([_xml(kind) for kind in classes], num_threads)
     return [
         make_official_env(name, reward_version, _around(kind, model))

@@ -3,11 +3,14 @@
 import importlib
 import importlib.util
 
+from ...registry import is_registered, registered_kernels
 from ..scene import Task
 
 
 def find_task(name: str) -> Task | None:
-    """Load the kernels of a Meta-World task such as `reach-v3`, or None where there are none."""
+    """Find the kernels of a task such as `reach-v3`, or None where there are none."""
+    if is_registered(name):
+        return registered_kernels(name)
     module = f"{__name__}.{name.removesuffix('-v3').replace('-', '_')}"
     if importlib.util.find_spec(module) is None:
         return None

@@ -10,6 +10,8 @@ import pytest
 from metaworld.envs.sawyer_reach_v3 import SawyerReachEnvV3
 from metaworld.utils import reward_utils
 
+import envs
+from envs import registry
 from envs.engine.check import first_difference
 from envs.engine.exact import distance
 from envs.engine.scene import ObservedObject, Task, position, rotation_matrix
@@ -17,6 +19,7 @@ from envs.engine.shaping import tolerance
 from envs.engine.simulation import Simulation
 from envs.engine.tasks import find_task
 from envs.engine.template import Template
+from mtrl.errors import UserError
 
 
 class HoverEnv(SawyerReachEnvV3):
@@ -33,6 +36,7 @@ class HoverEnv(SawyerReachEnvV3):
             "success": float(error < 0.02),
             **dict.fromkeys(names, 0.0),
             "obj_to_target": error,
+            "unscaled_reward": reward,
         }
 
 
@@ -72,6 +76,38 @@ def test_a_made_up_task(template):
     assert simulation.measures["reward"][1] > 0
 
 
+@pytest.fixture
+def registered():
+    envs.register_task("hover-v3", HoverEnv, HOVER)
+    yield
+    registry._environments.clear()
+    registry._kernels.clear()
+
+
+def test_a_registered_task_beside_official_ones(registered):
+    tasks = ["hover-v3", "push-v3"]
+    fast, official = (envs.make_vec(tasks, seed=0, engine=kind) for kind in ("fast", "official"))
+    assert fast.python_tasks == ()
+    fast.reset()
+    official.reset()
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        actions = generator.uniform(-1, 1, (2, 4)).astype(np.float32)
+        here, there = fast.step(actions), official.step(actions)
+        np.testing.assert_array_equal(here[0], there[0])
+        np.testing.assert_array_equal(here[1], there[1])
+    envs.register_task("hover-v3", HoverEnv)  # without kernels
+    slow = envs.make_vec(tasks, seed=0)
+    assert slow.python_tasks == ("hover-v3",)
+    for env in (fast, official, slow):
+        env.close()
+
+
+def test_names_that_are_taken_cannot_be_registered():
+    with pytest.raises(UserError, match="'push-v3', a task there is already"):
+        envs.register_task("push-v3", HoverEnv)
+
+
 def almost(s: Any, out: Any) -> None:
     error = distance(s.left_pad, np.array([s.obs[4], s.obs[5], s.target_pos[2]]))
     out.reward = tolerance(error, bounds=(0.0, 0.02), margin=s.maxReachDist) * (1.0 + 1e-15)
@@ -103,6 +139,7 @@ from envs.engine.check import first_difference
 from envs.engine.simulation import Simulation
 from envs.engine.tasks import find_task
 from envs.engine.template import Template
+from mtrl.errors import UserError
 from envs.metaworld import make_official_env, draw_goals
 
 assert not native.COMPILED
