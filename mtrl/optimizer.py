@@ -68,8 +68,9 @@ class MultiTaskOptimizer:
             rates: Non-negative losses that tell how far each task has come; `losses` if left out.
 
         Returns:
-            ``weights (K,)``, ``skipped ()``, the number of steps left out so far, and, if the
-            Gramian was found, ``norm (K,)``, ``conflict_rate ()`` and ``cosine_min ()``.
+            ``weights (K,)``, ``skipped ()``, the number of steps left out so far, ``total_norm ()``
+            of the combined gradient before clipping and, if the Gramian was found, ``norm (K,)``,
+            ``conflict_rate ()`` and ``cosine_min ()``.
         """
         # A loss that overflowed, as a zero, has no gradient where its own derivative is finite: the
         # other tasks go on learning.
@@ -83,8 +84,14 @@ class MultiTaskOptimizer:
             parameter.grad = gradient[parameter]
         self._adam_step(scale=(norm / self._max_norm).clamp_min(1.0), broken=~finite)
         self._skipped += ~finite
-        metrics = {"weights": weights, "skipped": self._skipped.clone()}
-        return metrics if G is None else metrics | conflict_metrics(G)
+        conflicts = {} if G is None else conflict_metrics(G)
+        # The total comes last: where something is not finite, what tells the task is named first.
+        return {
+            "weights": weights,
+            "skipped": self._skipped.clone(),
+            **conflicts,
+            "total_norm": norm,
+        }
 
     def _adam_step(self, scale: Tensor, broken: Tensor) -> None:
         # The fused kernel divides gradients by `grad_scale`, and leaves everything as it is where
