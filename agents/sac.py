@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from mtrl.errors import UserError
 from mtrl.gradients import Tape
-from mtrl.optimizer import MultiTaskOptimizer
+from mtrl.optimizer import MultiTaskOptimizer, adam_state, restore_adam
 from mtrl.seeding import make_generator, restore_generator
+from mtrl.state_tree import require_form
 from mtrl.types import Batch, State
 from mtrl.weighting import make_weighting
 
@@ -341,23 +342,25 @@ class SAC:
             "critics": self.critics.state_dict(),
             "target_critics": self.target_critics.state_dict(),
             "log_temperatures": self.log_temperatures.detach().clone(),
-            "temperature_adam": dict(self._temperature_adam.state[self.log_temperatures]),
+            "temperature_adam": adam_state(self._temperature_adam, self.log_temperatures),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "noise_generator": self._noise_generator.get_state(),
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: An entry does not fit this agent; nothing has changed.
+        """
+        require_form(state, self.state_dict())
         self.actor.load_state_dict(state["actor"])
         self.critics.load_state_dict(state["critics"])
         self.target_critics.load_state_dict(state["target_critics"])
         with torch.no_grad():
             self.log_temperatures.copy_(state["log_temperatures"])
-        self._temperature_adam.state[self.log_temperatures] = {
-            key: value.to(self.log_temperatures.device, copy=True)
-            for key, value in state["temperature_adam"].items()
-        }
+        restore_adam(self._temperature_adam, self.log_temperatures, state["temperature_adam"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
         restore_generator(self._noise_generator, state["noise_generator"])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .gradients import Tape, combine, gramian, jacobian
 from .metrics import conflict_metrics
+from .state_tree import require_form
 from .types import State, Weighting
 
 
@@ -67,8 +68,9 @@ class MultiTaskOptimizer:
             rates: Non-negative losses that tell how far each task has come; `losses` if left out.
 
         Returns:
-            ``weights (K,)``, ``skipped ()``, the number of steps left out so far, and, if the
-            Gramian was found, ``norm (K,)``, ``conflict_rate ()`` and ``cosine_min ()``.
+            ``weights (K,)``, ``skipped ()``, the number of steps left out so far, ``total_norm ()``
+            of the combined gradient before clipping and, if the Gramian was found, ``norm (K,)``,
+            ``conflict_rate ()`` and ``cosine_min ()``.
         """
         # A loss that overflowed, as a zero, has no gradient where its own derivative is finite: the
         # other tasks go on learning.
@@ -82,8 +84,14 @@ class MultiTaskOptimizer:
             parameter.grad = gradient[parameter]
         self._adam_step(scale=(norm / self._max_norm).clamp_min(1.0), broken=~finite)
         self._skipped += ~finite
-        metrics = {"weights": weights, "skipped": self._skipped.clone()}
-        return metrics if G is None else metrics | conflict_metrics(G)
+        conflicts = {} if G is None else conflict_metrics(G)
+        # The total comes last: where something is not finite, what tells the task is named first.
+        return {
+            "weights": weights,
+            "skipped": self._skipped.clone(),
+            **conflicts,
+            "total_norm": norm,
+        }
 
     def _adam_step(self, scale: Tensor, broken: Tensor) -> None:
         # The fused kernel divides gradients by `grad_scale`, and leaves everything as it is where
@@ -96,21 +104,35 @@ class MultiTaskOptimizer:
 
     def state_dict(self) -> State:
         """Return Adam's moments and the weighting's state; parameters belong to the module."""
-        moments = {
-            name: dict(self._adam.state[parameter]) for name, parameter in self._parameters.items()
-        }
         return {
-            "adam": moments,
+            "adam": {name: adam_state(self._adam, p) for name, p in self._parameters.items()},
             "skipped": self._skipped.clone(),
             "weighting": self.weighting.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from a saved state."""
-        for name, parameter in self._parameters.items():
-            moments = state["adam"][name]
-            self._adam.state[parameter] = {
-                key: value.to(parameter.device, copy=True) for key, value in moments.items()
-            }
-        self._skipped.copy_(state["skipped"])
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: An entry does not fit the module or weighting; nothing has changed.
+        """
+        require_form(state, self.state_dict())
         self.weighting.load_state_dict(state["weighting"])
+        for name, parameter in self._parameters.items():
+            restore_adam(self._adam, parameter, state["adam"][name])
+        self._skipped.copy_(state["skipped"])
+
+
+def adam_state(adam: torch.optim.Adam, parameter: Tensor) -> State:
+    """Return what a fused Adam keeps of a parameter; before its first step, what it begins with."""
+    return dict(adam.state[parameter]) or {
+        "step": torch.zeros((), device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
+
+
+def restore_adam(adam: torch.optim.Adam, parameter: Tensor, state: State) -> None:
+    """Go on from what `adam_state` returned, which must be known to fit the parameter."""
+    own = adam_state(adam, parameter)
+    adam.state[parameter] = {key: torch.empty_like(own[key]).copy_(state[key]) for key in own}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -247,7 +249,7 @@ class Replay:
             array[: len(state[name])] = state[name]
         for name in _COUNTS:
             getattr(self, f"_{name}")[:] = state[name]
-        self._latest, self._over = state["latest"], state["over"]
+        self._latest, self._over = copy.copy(state["latest"]), copy.copy(state["over"])
         self._starts_on_host = self._starts.cpu().numpy()
         self._forget()
         restore_generator(self._generator, state["generator"])

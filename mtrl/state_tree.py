@@ -83,6 +83,34 @@ def fingerprint(state: State) -> str:
     return digest.hexdigest()
 
 
+def require_form(state: Any, form: Any, name: str = "state") -> None:
+    """Refuse a state that has not the keys, types, shapes and dtypes of another.
+
+    Copying broadcasts, and compiled optimizers read and write as far as the parameter is long: what
+    is taken in has to be looked at before. Vectors of bytes, which generators' states are, may
+    differ in length, as those of devices do.
+
+    Raises:
+        ValueError: Naming the entry.
+    """
+    if isinstance(form, dict):
+        if not isinstance(state, dict) or state.keys() != form.keys():
+            found = sorted(state) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"`{name}` should have {sorted(form)}, found {found}")
+        for key, part in form.items():
+            require_form(state[key], part, f"{name}/{key}")
+    elif _form(state) != _form(form):
+        raise ValueError(f"`{name}` should be {_form(form)}, found {_form(state)}")
+
+
+def _form(leaf: Any) -> tuple[Any, ...]:
+    if not isinstance(leaf, torch.Tensor | np.ndarray):
+        return (type(leaf).__name__,)
+    if leaf.dtype == torch.uint8 and leaf.ndim == 1:
+        return (leaf.dtype, "any length")
+    return leaf.dtype, tuple(leaf.shape)
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """View a tensor as integers, in which NaN equals itself and -0.0 differs from 0.0."""
     sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -271,17 +271,20 @@ class Trainer:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from a saved state as if there had been no stop."""
+        """Go on from a saved state as if there had been no stop.
+
+        Nothing of it is kept: its arrays may be views of a file, which could not be freed.
+        """
         self.progress = Progress.from_state(state["progress"])
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
         self.envs.set_state(state["envs"])
         restore_generator(self.generator, state["generator"])
         if (observations := state["observations"]) is not None:
-            self._observations = self._tensor(observations.flatten(0, 1).numpy())
+            self._observations = self._tensor(observations.flatten(0, 1).numpy()).clone()
         self._episodes.load_state_dict(state["episodes"])
         self._guard.load_state_dict(state["guard"])
-        self._learned = state["learned"]
+        self._learned = {name: value.clone() for name, value in state["learned"].items()}
 
 
 class _Clock:

@@ -115,6 +115,7 @@ def train(config: Config) -> int:
         if state is not None:
             restore(trainer, state, run)
             tell_differences(state, device)
+            state = None  # its arrays are views of a file, whose space a later save is to free
         try:
             finished = trainer.run()
         except NonFiniteError as fault:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from ..state_tree import require_form
 from ..types import State, Weighting
 
 
@@ -39,7 +40,12 @@ class Chain:
         return {"first": self.first.state_dict(), "second": self.second.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Load both states."""
+        """Load both states.
+
+        Raises:
+            ValueError: An entry does not fit; nothing has changed.
+        """
+        require_form(state, self.state_dict())
         self.first.load_state_dict(state["first"])
         self.second.load_state_dict(state["second"])
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..state_tree import require_form
 from ..types import State
 
 MINIMUM_WEIGHT = 1e-3
@@ -122,7 +123,12 @@ class GradNorm:
         return {name: tensor.clone() for name, tensor in self._buffers().items()}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: An entry is of another number of tasks; nothing has changed.
+        """
+        require_form(state, self._buffers())
         for name, tensor in self._buffers().items():
             tensor.copy_(state[name])
 

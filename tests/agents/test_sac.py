@@ -281,7 +281,10 @@ def test_update_reports_what_is_logged(make_agent, make_batch):
     alone = set()
     for network in ("critic", "actor"):
         per_task |= {f"weights/{network}", f"gradients/{network}/norm"}
-        alone |= {f"gradients/{network}/{k}" for k in ("conflict_rate", "cosine_min", "skipped")}
+        alone |= {
+            f"gradients/{network}/{k}"
+            for k in ("conflict_rate", "cosine_min", "skipped", "total_norm")
+        }
     assert set(metrics) == per_task | alone
     assert all(metrics[name].shape == (K,) for name in per_task)
     assert all(metrics[name].shape == () for name in alone)

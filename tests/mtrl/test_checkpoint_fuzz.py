@@ -5,13 +5,18 @@ Longer: MTRL_FUZZ_CASES=100000 python -m pytest tests/mtrl/test_checkpoint_fuzz.
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import operator
 import os
 import random
 import shutil
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 import envs
 from agents import SAC, SACConfig
@@ -104,6 +109,23 @@ def edit_header(content, generator):
     return len(edited).to_bytes(8, "little") + edited + content[8 + length :]
 
 
+def reshape(content, generator):
+    """Replace an array by a shorter or longer one, data included."""
+    arrays = safetensors.torch.load(content)
+    name = generator.choice(sorted(arrays))
+    arrays[name] = of_another_shape(arrays[name], generator)
+    return safetensors.torch.save(arrays)
+
+
+def of_another_shape(tensor, generator):
+    first, *rest = tensor.shape or (1,)
+    shapes = [(first + 1, *rest), (1, first, *rest), (first // 2, *rest), (1,), ()]
+    return torch.zeros(
+        generator.choice([shape for shape in shapes if shape != tuple(tensor.shape)]),
+        dtype=tensor.dtype,
+    )
+
+
 STRANGE = (
     *(None, True, -1, 0, 7, 2**70, 1.5, -1e308, "", "replay/starts", [], {}, [[]] * 9),
     *({"dict": {}}, {"tensor": "replay/starts"}, {"numpy": "x"}, {"float": "nan"}, {"float": []}),
@@ -144,7 +166,7 @@ def mutate(path, other, generator):
     """Break a checkpoint somehow; say how, and whether its manifest was renewed."""
     name = generator.choice(FILES)
     kinds = [flip, cut, append]
-    kinds += [edit_json] * 3 if name != FILES[0] else [edit_header] * 3
+    kinds += [edit_json] * 3 if name != FILES[0] else [edit_header, edit_header, reshape, reshape]
     kind = generator.choice([*kinds, swap])
     if kind is swap:
         swap(path, other, generator)
@@ -193,6 +215,33 @@ def test_every_broken_checkpoint_ends_in_a_clear_error_or_a_correct_load(saved, 
             trainer.envs.step(np.zeros((8, 2), np.float32))
             trainer._episodes.pop_metrics()
     assert all(outcomes.values()), outcomes
+
+
+def arrays_of(state, path=()):
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from arrays_of(value, (*path, name))
+        elif isinstance(value, torch.Tensor):
+            yield (*path, name)
+
+
+def test_no_array_of_another_shape_or_type_is_taken_into_an_agent(saved):
+    """Fused Adam checks no shapes and writes beside short moments; copies broadcast."""
+    state = load_checkpoint(saved[1]).state["agent"]
+    generator = random.Random(1)
+    agent = make_trainer(save=lambda state, env_steps: None).agent
+    before = fingerprint(agent.state_dict())
+    for *path, name in arrays_of(state):
+        broken = copy.deepcopy(state)
+        node = functools.reduce(operator.getitem, path, broken)
+        sound = node[name]
+        others = [sound.double()]
+        if "generator" not in name:  # whose states have other lengths on other devices
+            others += [of_another_shape(sound, generator)]
+        for node[name] in others:
+            with pytest.raises(ValueError, match="/".join(["state", *path, name])):
+                agent.load_state_dict(broken)
+            assert fingerprint(agent.state_dict()) == before
 
 
 def test_the_newest_good_one_is_used_whatever_happened_to_the_newest(saved, tmp_path, caplog):

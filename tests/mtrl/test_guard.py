@@ -59,8 +59,10 @@ class Lines(list):
 def train():
     """Train SAC in given environments; return the trainer, which `before` may prepare."""
 
-    def train(envs, before=lambda trainer: None, **changes):
-        config = SACConfig(critic_width=8, critic_depth=1, actor_width=8, actor_depth=1)
+    def train(envs, before=lambda trainer: None, agent=None, **changes):
+        config = SACConfig(
+            critic_width=8, critic_depth=1, actor_width=8, actor_depth=1, **(agent or {})
+        )
         trainer = Trainer(
             agent=SAC(config, num_tasks=K, observation_size=4, action_size=2, seed=1),
             envs=envs,
@@ -142,6 +144,23 @@ def test_a_poisoned_weight_is_found(train, network):
     state = trainer.state_dict()
     assert first_not_finite(state["replay"]) is None
     assert first_not_finite(state["agent"]).startswith(network)
+
+
+def test_a_gradient_is_named_also_where_the_losses_are_finite_and_no_gramian_is_found(train):
+    def break_gradient(trainer):
+        losses = trainer.agent.critic_losses
+        trainer.agent.critic_losses = lambda *inputs: (
+            (loss := losses(*inputs)) + (0 * loss).sqrt()  # adds 0, whose derivative is NaN
+        )
+
+    weightings = {"critic_weighting": "uniform", "actor_weighting": "uniform"}
+    with pytest.raises(NonFiniteError, match=r"gradients/critic/total_norm was not finite in"):
+        train(
+            GoingWrong("rewards", 0, 0, 0),
+            break_gradient,
+            agent={**weightings, "watch_conflicts": False},
+            total_steps=200 * K * N,
+        )
 
 
 def test_a_sound_training_is_not_disturbed(train, caplog):

@@ -121,7 +121,9 @@ def test_weighting_sees_the_losses_or_the_given_rates_and_the_gramian():
 
 def test_metrics():
     metrics = _step(_optimizer(Fixed(1.0, 2.0, 3.0)), _data(0))
-    assert set(metrics) == {"weights", "skipped", "norm", "conflict_rate", "cosine_min"}
+    assert set(metrics) == {
+        *("weights", "skipped", "norm", "conflict_rate", "cosine_min", "total_norm")
+    }
     assert metrics["weights"].tolist() == [1, 2, 3]
     assert metrics["skipped"] == 0
     assert metrics["norm"].shape == (K,)
@@ -130,12 +132,14 @@ def test_metrics():
 def test_uniform_finds_no_gramian_unless_conflicts_are_watched():
     watched, bare = _optimizer(), _optimizer(watch_conflicts=False)
     for step in range(3):
-        assert set(_step(bare, _data(step))) == {"weights", "skipped"}
+        assert set(_step(bare, _data(step))) == {"weights", "skipped", "total_norm"}
         _step(watched, _data(step))
     torch.testing.assert_close(bare.module.state_dict(), watched.module.state_dict())
     broken = _data(3)
     broken[0, 0, 0] = float("nan")
-    assert _step(bare, broken)["skipped"] == 1
+    metrics = _step(bare, broken)
+    assert metrics["skipped"] == 1
+    assert not metrics["total_norm"].isfinite()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

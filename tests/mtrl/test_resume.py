@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +144,24 @@ def test_overlap_changes_what_is_known_when_learning_and_nothing_else(tmp_path):
     assert results[False] != results[True]
     for _, lines in results.values():
         assert lines[-1]["progress/updates"] == (400 - 48) * 29 // 400
+
+
+def test_nothing_of_a_checkpoint_stays_mapped_after_resuming(tmp_path):
+    """A file that is removed while it is mapped goes on taking space."""
+    directory = tmp_path / "run"
+    options = {"tasks": "toy", "weighting": "uniform", "schedule": SCHEDULE}
+    train(directory, **options)
+    trainer = make_trainer(Lines(), directory, stop=lambda: True, **options)
+    state = load_latest(directory).state
+    assert is_mapped(directory)
+    trainer.load_state_dict(state)
+    del state
+    gc.collect()
+    assert not is_mapped(directory)
+
+
+def is_mapped(directory):
+    return str(directory) in Path("/proc/self/maps").read_text()
 
 
 def test_on_another_kind_of_device_a_stream_goes_on_as_a_new_one():
