@@ -18,6 +18,8 @@ from .simulation import Simulation
 from .snapshot import LiveView, Snapshot
 from .template import Template, numeric_attributes
 
+_KINDS = ("array", "numpy", "python")
+
 
 class OfficialRewards:
     """Evaluates rows with `evaluate_state`, each by a copy of its task's official environment."""
@@ -76,9 +78,9 @@ class OfficialRewards:
                 missing[row] = error
 
     def get_state(self) -> dict[str, NDArray[Any]]:
-        """Return the environments' numbers as arrays, by `attributes/ROW/NAME`."""
+        """Return the environments' numbers as arrays, by `attributes/ROW/KIND/NAME`."""
         return {
-            f"attributes/{row}/{name}": np.asarray(value)
+            f"attributes/{row}/{_kind(value)}/{name}": np.asarray(value)
             for row, env in self._envs.items()
             for name, value in numeric_attributes(env).items()
             if value is not None and not isinstance(value, LiveView)
@@ -87,18 +89,24 @@ class OfficialRewards:
     def set_state(self, state: dict[str, NDArray[Any]]) -> None:
         """Restore what `get_state` returned, after every row's own `restore`.
 
-        Raises:
-            ValueError: for a row that is not evaluated here.
+        Args:
+            state: As `refuse_foreign` accepts it.
         """
         for key, value in state.items():
-            _, row, name = key.split("/", 2)
-            if int(row) not in self._envs:
-                raise ValueError(f"`state` holds {key!r}, but that row runs no official reward")
-            env = self._envs[int(row)]
-            # A NumPy scalar stays one: beside float32 it counts differently from Python's.
-            numpy_scalar = isinstance(getattr(env, name, None), np.generic)
-            scalar = value[()] if numpy_scalar or value.shape else value.item()
-            setattr(env, name, scalar.copy() if value.shape else scalar)
+            _, row, kind, name = key.split("/", 3)
+            restored = {"array": value.copy, "numpy": lambda v=value: v[()], "python": value.item}
+            setattr(self._envs[int(row)], name, restored[kind]())
+
+    def refuse_foreign(self, state: dict[str, NDArray[Any]]) -> None:
+        """Refuse what `set_state` cannot restore.
+
+        Raises:
+            ValueError: for a row that is not evaluated here, or a key of another form.
+        """
+        for key in state:
+            _, row, kind, _ = (*key.split("/", 3), "", "", "")[:4]
+            if not row.isdigit() or int(row) not in self._envs or kind not in _KINDS:
+                raise ValueError(f"`state` holds {key!r}: no such official reward runs here")
 
     def _evaluate_row(self, row: int, env: SawyerXYZEnv) -> None:
         simulation = self._simulation
@@ -111,6 +119,13 @@ class OfficialRewards:
         simulation.measures["reward"][row] = reward
         for name in MEASURES:
             simulation.measures[name][row] = info[name]
+
+
+def _kind(value: Any) -> str:
+    """Tell NumPy's scalars from Python's: beside float32 the two round differently."""
+    if isinstance(value, np.ndarray):
+        return "array"
+    return "numpy" if isinstance(value, np.generic) else "python"
 
 
 def _share(env: SawyerXYZEnv, simulation: Simulation, row: int) -> SawyerXYZEnv:

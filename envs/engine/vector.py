@@ -142,9 +142,7 @@ class EngineVectorEnv(MujocoVectorEnv):
         self._simulation.set_scenes(state["scenes"])
         self._simulation.frames[:] = state["frames"]
         self._simulation.observations[:] = state["observations"]
-        self._python_rewards.set_state(
-            {key: value for key, value in state.items() if key.startswith("attributes/")}
-        )
+        self._python_rewards.set_state(_attributes(state))
 
     def _physics(self, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         return self._simulation.drawable(index)
@@ -263,7 +261,10 @@ class EngineVectorEnv(MujocoVectorEnv):
                 key for key in {*found, *expected} if found.get(key) != expected.get(key)
             )
             raise ValueError(f"`state` is not one of these environments: {differing} differ")
+        self._python_rewards.refuse_foreign(_attributes(state))
         goal_indices = state["goal_indices"]
+        if goal_indices.min() < 0 or goal_indices.max() >= self.num_goals:
+            raise ValueError(f"`state` has goals outside [0, {self.num_goals}): {goal_indices}")
         goals = [
             self._templates[row // self.envs_per_task].goals[goal]
             for row, goal in enumerate(goal_indices)
@@ -307,6 +308,11 @@ class EngineVectorEnv(MujocoVectorEnv):
                 + ": the official Python code runs on the engine's physics, which is slower"
             )
         return rewards
+
+
+def _attributes(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Pick what belongs to official Python rewards."""
+    return {key: value for key, value in state.items() if key.startswith("attributes/")}
 
 
 def _shapes(state: dict[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,8 @@ import sys
 import numpy as np
 import pytest
 
+from envs.engine.template import numeric_attributes
+
 CONTINUE = """
 import sys
 import numpy as np
@@ -73,8 +75,29 @@ def test_foreign_states_are_refused_unharmed(make_env, act):
         env.set_state({key: value for key, value in state.items() if key != "elapsed"})
     with pytest.raises(ValueError, match="goal_seed"):
         env.set_state({**state, "goals": state["goals"] + 0.01})
+    with pytest.raises(ValueError, match="goals outside"):
+        env.set_state({**state, "goal_indices": state["goal_indices"] + 50})
+    with pytest.raises(ValueError, match="no such official reward"):
+        env.set_state({**state, "attributes/0/python/x": np.array(1)})
+    for key, value in env.get_state().items():
+        np.testing.assert_array_equal(value, state[key])
     other = make_env(envs_per_task=2)
     other.reset()
     with pytest.raises(ValueError, match="physics"):
         other.set_state(state)
     env.step(act(env, np.random.default_rng(0)))
+
+
+def test_numbers_of_official_rewards_keep_their_kind(make_env, act):
+    env, twin = (make_env("bin-picking-v3", version="v1") for _ in range(2))
+    env.reset()
+    for _ in range(3):
+        env.step(act(env, np.random.default_rng(0)))
+    (before,) = env._python_rewards._envs.values()
+    kinds = {name: type(value) for name, value in numeric_attributes(before).items()}
+    assert {float, np.float64} <= set(kinds.values())
+    twin.reset()
+    twin.set_state(env.get_state())
+    (after,) = twin._python_rewards._envs.values()
+    restored = {name: type(value) for name, value in numeric_attributes(after).items()}
+    assert restored == kinds
