@@ -260,7 +260,7 @@ def summarize(config: Config, evaluation: Evaluation, progress: Progress) -> dic
             "benchmark": config.benchmark,
             "reward_version": config.reward_version,
             "goals_per_task": num_goals,
-            "episodes": num_tasks * num_goals,
+            "episodes": evaluation.num_played,
             "actions": "deterministic",
             "success": "at any step of the episode",
             "seed": config.seed,
