@@ -36,13 +36,13 @@ class GoingWrong(ToyVectorEnv):
         )
         super().__init__(TOY_TASKS, options, goal_seed=1)
         self._fault = quantity, value, range(start, end), rows
-        self._steps = 0
+        self.steps = 0
 
     def _step_envs(self, actions):
         outcome = super()._step_envs(actions)
         quantity, value, when, rows = self._fault
-        self._steps += 1
-        if self._steps in when:
+        self.steps += 1
+        if self.steps in when:
             getattr(outcome, quantity)[rows] = value
         return outcome
 
@@ -105,8 +105,14 @@ def test_what_environments_give_is_kept_out_named_and_counted(train, caplog, qua
 
 
 def test_an_environment_that_stays_broken_ends_the_training(train):
-    with pytest.raises(NonFiniteError, match=r"toy-left had 100 steps in a row .* up to step 944"):
-        train(GoingWrong("rewards", math.nan, 20, 10**9), total_steps=200 * K * N)
+    envs, trainers = GoingWrong("rewards", math.nan, 20, 10**9), []
+    with pytest.raises(NonFiniteError, match=r"toy-left had 100 steps in a row .* up to step 952"):
+        train(envs, trainers.append, total_steps=200 * K * N)
+    # What is stored to look into it is of one moment: all that was simulated has been taken in.
+    state = trainers[0].state_dict()
+    assert state["progress"]["env_steps"] == envs.steps * K * N
+    seen = envs.get_state()["observations"].reshape(K, N, 4)
+    np.testing.assert_allclose(state["observations"], seen, rtol=1e-6)
 
 
 def test_a_loss_that_overflows_leaves_the_other_tasks_learning(train, caplog):
