@@ -23,7 +23,7 @@ from mtrl.run_directory import RunDirectory
 from mtrl.train import Progress
 from scripts.command_line import exit_with, parse_options
 from scripts.config import Config
-from scripts.resuming import restore
+from scripts.resuming import refuse_other_settings, restore
 from scripts.training import make_agent, make_envs, summarize
 
 
@@ -46,7 +46,10 @@ def main() -> int:
     device = resolve_device(config.device)
     threads = share_cores(config.threads, config.simulation_threads, overlap=False)
     set_threads(threads[0])
-    checkpoint = load_latest(run.checkpoints_path, run=run.id, only=("agent", "progress"))
+    checkpoint = load_latest(
+        run.checkpoints_path, run=run.id, only=("agent", "progress", "settings")
+    )
+    refuse_other_settings(checkpoint.state, run)
     with closing(
         make_envs(config, config.eval_envs_per_task, threads[1], evaluation=True)
     ) as environments:
