@@ -8,7 +8,7 @@ from torch import Tensor
 
 ELEMENT_COST = 60
 """Writing and reading one number of J takes as long as this many multiplications and additions
-inside a matrix product, measured as `docs/learner.md` says."""
+inside a matrix product, or so: an estimate that decides between two ways of equal result."""
 
 TASKS_AT_ONCE = 10
 """Tasks in one strip of a symmetric product: fewer multiply less above the diagonal, more fill the

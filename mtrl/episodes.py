@@ -15,7 +15,7 @@ class EpisodeTracker:
         envs_per_task: N.
 
     Attributes:
-        dropped: Episodes of each task that were broken off and count for nothing, ``(K,)``.
+        dropped: Episodes of each task that were broken and count for nothing, ``(K,)``.
     """
 
     def __init__(self, task_names: tuple[str, ...], envs_per_task: int) -> None:
@@ -23,6 +23,7 @@ class EpisodeTracker:
         self._tasks = np.repeat(np.arange(len(task_names)), envs_per_task)
         self._returns = np.zeros(len(self._tasks))
         self._reached = np.zeros(len(self._tasks), dtype=bool)
+        self._broken = np.zeros(len(self._tasks), dtype=bool)
         self._ended: list[tuple[int, float, bool]] = []
         self.dropped = np.zeros(len(task_names), dtype=np.int64)
 
@@ -39,18 +40,19 @@ class EpisodeTracker:
             rewards: Of the step.
             success: Whether it was one.
             ended: Whose episode ended with it.
-            broken: Whose episode broke off in it, and is dropped; by default no one's.
+            broken: Whose step is lost; by default no one's. Their episodes are dropped, whether
+                they end with it or go on: what is left of one is no whole episode.
         """
         self._returns += rewards
         self._reached |= success.astype(bool)
         if broken is None:
             broken = np.zeros_like(ended)
-        np.add.at(self.dropped, self._tasks[broken], 1)
-        for env in np.flatnonzero(ended & ~broken):
+        np.add.at(self.dropped, self._tasks[broken & ~self._broken], 1)
+        self._broken |= broken
+        for env in np.flatnonzero(ended & ~self._broken):
             episode = self._tasks[env], self._returns[env], self._reached[env]
             self._ended.append((int(episode[0]), float(episode[1]), bool(episode[2])))
-        over = ended | broken
-        self._returns[over], self._reached[over] = 0.0, False
+        self._returns[ended], self._reached[ended], self._broken[ended] = 0.0, False, False
 
     def pop_metrics(self) -> dict[str, float | int]:
         """Return means over the episodes ended since the last call, of tasks that had any.
@@ -75,6 +77,7 @@ class EpisodeTracker:
         return {
             "returns": self._returns.copy(),
             "reached": self._reached.copy(),
+            "broken": self._broken.copy(),
             "dropped": self.dropped.copy(),
             "ended": {
                 "tasks": np.array(tasks, np.int64),
@@ -92,10 +95,11 @@ class EpisodeTracker:
         ended = state["ended"]
         if not np.isin(ended["tasks"], np.arange(len(self._task_names))).all():
             raise ValueError("`ended` has tasks that are unknown here")
-        for name in ("returns", "reached"):
+        for name in ("returns", "reached", "broken"):
             if state[name].shape != self._returns.shape:
                 raise ValueError(f"`{name}` has shape {state[name].shape}")
         self._returns[:], self._reached[:] = state["returns"], state["reached"]
+        self._broken[:] = state["broken"]
         self.dropped[:] = state["dropped"]
         columns = (ended[name].tolist() for name in ("tasks", "returns", "reached"))
         self._ended = [(int(k), float(r), bool(s)) for k, r, s in zip(*columns, strict=True)]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 
 from .types import Agent, Environments
+
+_messages = logging.getLogger("mtrl")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What came out of one episode per task and goal, G goals each.
+
+    An episode whose simulation was lost, or gave what is not finite, counts as not played: it says
+    nothing about the agent. It is NaN here and left out of every mean.
 
     Attributes:
         task_names: K names.
@@ -27,21 +34,28 @@ class Evaluation:
     returns: Float[np.ndarray, "K G"]
 
     @property
-    def success_rate(self) -> float:
-        """Mean success over goals and tasks."""
-        return float(self.success.mean())
+    def success_rate(self) -> float | None:
+        """Mean success over goals and tasks; None if not one was played."""
+        return mean_of_played(self.success)
+
+    @property
+    def num_played(self) -> int:
+        """Episodes that count."""
+        return int(np.isfinite(self.success).sum())
 
     def metrics(self) -> dict[str, float]:
-        """Return the results under the names they are logged with."""
-        rates = {
-            f"eval/success_rate/{name}": float(rate)
-            for name, rate in zip(self.task_names, self.success.mean(axis=1), strict=True)
-        }
-        returns = {
-            f"eval/return/{name}": float(value)
-            for name, value in zip(self.task_names, self.returns.mean(axis=1), strict=True)
-        }
-        return {"eval/success_rate": self.success_rate, **rates, **returns}
+        """Return the results under the names they are logged with, where there is any."""
+        metrics = {"eval/success_rate": self.success_rate}
+        for kind, values in (("success_rate", self.success), ("return", self.returns)):
+            for name, row in zip(self.task_names, values, strict=True):
+                metrics[f"eval/{kind}/{name}"] = mean_of_played(row)
+        return {name: value for name, value in metrics.items() if value is not None}
+
+
+def mean_of_played(values: NDArray[np.floating]) -> float | None:
+    """Return the mean of what is not NaN; None if there is nothing else."""
+    played = values[~np.isnan(values)]
+    return float(played.mean()) if played.size else None
 
 
 def evaluate(
@@ -60,16 +74,17 @@ def evaluate(
         stop: Asked after each step whether to give up.
 
     Returns:
-        Success and return of every episode; None if `stop` said so before they were all played.
+        Success and return of every episode; None if `stop` said so before they had all ended.
     """
     K, N, G = envs.num_tasks, envs.envs_per_task, envs.num_goals
     tasks = np.repeat(np.arange(K), N)
     success = np.full((K, G), np.nan)
     returns = np.full((K, G), np.nan)
-    reached = np.zeros(K * N, dtype=bool)
+    seen = np.zeros((K, G), dtype=bool)
+    reached, broken = np.zeros((2, K * N), dtype=bool)
     collected = np.zeros(K * N)
     observations, _ = envs.reset()
-    while np.isnan(success).any():
+    while not seen.all():
         if stop():
             return None
         inputs = torch.as_tensor(observations, dtype=torch.float32, device=device)
@@ -79,9 +94,22 @@ def evaluate(
         )
         reached |= infos["success"].astype(bool)
         collected += rewards
+        broken |= infos["diverged"] | ~np.isfinite(infos["final_obs"]).all(axis=1)
         ended = terminated | truncated
         if ended.any():
-            cells = tasks[ended], infos["goal_index"][ended]
-            success[cells], returns[cells] = reached[ended], collected[ended]
-            reached[ended], collected[ended] = False, 0.0
-    return Evaluation(envs.task_names, success, returns)
+            seen[tasks[ended], infos["goal_index"][ended]] = True
+            # Where an episode broke off early, its environment may come round to the goal again.
+            missing = np.isnan(success[tasks, infos["goal_index"]])
+            sound = ended & missing & ~broken & np.isfinite(collected)
+            cells = tasks[sound], infos["goal_index"][sound]
+            success[cells], returns[cells] = reached[sound], collected[sound]
+            reached[ended], broken[ended], collected[ended] = False, False, 0.0
+    evaluation = Evaluation(envs.task_names, success, returns)
+    if evaluation.num_played < K * G:
+        _messages.warning(
+            "%d of %d episodes of an evaluation broke off and are left out of its means: %s",
+            K * G - evaluation.num_played,
+            K * G,
+            ", ".join(envs.task_names[k] for k in np.flatnonzero(np.isnan(success).any(axis=1))),
+        )
+    return evaluation

@@ -74,9 +74,6 @@ class Guard:
 
         Returns:
             Whose transition is to be left out ``(K * N,)``.
-
-        Raises:
-            NonFiniteError: An environment had nothing else for too long.
         """
         left_out = self._lost | self._blind
         left_out |= self._not_finite("reward", rewards[:, None], env_steps)
@@ -86,13 +83,20 @@ class Guard:
         final_observations[left_out] = 0.0
         observations[self._blind] = 0.0
         self._in_a_row = (self._in_a_row + 1) * left_out
+        return left_out
+
+    def check_steps(self, env_steps: int) -> None:
+        """Look at the steps so far; to be called where a state may be saved.
+
+        Raises:
+            NonFiniteError: An environment had nothing that is finite for too long.
+        """
         if self._in_a_row.max(initial=0) >= self._max_in_a_row:
             task = self._task_names[self._tasks[self._in_a_row.argmax()]]
             raise NonFiniteError(
                 f"an environment of {task} had {self._max_in_a_row} steps in a row that were not "
                 f"finite, up to step {env_steps}"
             )
-        return left_out
 
     def update(self, metrics: Mapping[str, Tensor]) -> None:
         """Count what is not finite in the metrics of an update, without asking the device."""

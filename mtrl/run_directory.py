@@ -240,7 +240,7 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_differences(
     path: Path, stored: dict[str, Any], given: dict[str, Any], may_differ: frozenset[str]
 ) -> None:
-    before, now = _flatten(stored), _flatten(given)
+    before, now = flatten(stored), flatten(given)
     refused: list[str] = []
     allowed: list[str] = []
     for key in sorted(before.keys() | now.keys()):
@@ -259,11 +259,12 @@ def _refuse_differences(
         _logger.info("resumed with a changed setting: %s", change)
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested configuration's values by dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -140,6 +140,7 @@ class Trainer:
         while progress.env_steps < schedule.total_steps and not stopping:
             before = progress.env_steps
             self._observations = self._advance(self._observations)
+            self._guard.check_steps(progress.env_steps)
             self._clock.tick()
             if self.on_step:
                 self.on_step(progress)

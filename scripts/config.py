@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import envs
 from agents import SACConfig
@@ -157,14 +157,39 @@ class Config:
         """Rebuild a configuration from what `to_json` gave.
 
         Raises:
-            UserError: If the options are not those of this version.
+            UserError: If the options are not those of this version, or cannot work.
         """
         try:
+            _require_types(SACConfig, options["agent"])
+            _require_types(cls, options)
             agent = SACConfig(**options["agent"])
-            benchmark = tuple(options["benchmark"])
-            return cls(**{**options, "agent": agent, "benchmark": benchmark})
+            config = cls(**options | {"agent": agent, "benchmark": tuple(options["benchmark"])})
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"config.json does not fit this version of mtrl ({error}): "
                 "use the version that is written in it."
             ) from error
+        config.validate()
+        return config
+
+
+def _require_types(kind: type, options: dict[str, Any]) -> None:
+    """Refuse what no command line could have given, of those options that are there.
+
+    Raises:
+        TypeError: Naming the option.
+    """
+    for name, hint in get_type_hints(kind).items():
+        value = options.get(name)
+        if name not in options or name in ("agent", *_NOT_PART_OF_A_RUN):
+            continue
+        if get_origin(hint) is Literal:
+            fits = value in get_args(hint)
+        elif hint is float:
+            fits = type(value) in (int, float)
+        elif get_origin(hint) is tuple:
+            fits = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        else:
+            fits = type(value) is hint
+        if not fits:
+            raise TypeError(f"`{name}` is {value!r}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -15,14 +16,14 @@ from rich.table import Table
 from mtrl.checkpoint import load_latest
 from mtrl.device import resolve_device, set_threads, share_cores
 from mtrl.errors import UserError
-from mtrl.evaluate import Evaluation, evaluate
+from mtrl.evaluate import Evaluation, evaluate, mean_of_played
 from mtrl.files import write_json_atomic
 from mtrl.progress import setup_console
 from mtrl.run_directory import RunDirectory
 from mtrl.train import Progress
 from scripts.command_line import exit_with, parse_options
 from scripts.config import Config
-from scripts.resuming import restore
+from scripts.resuming import refuse_other_settings, restore
 from scripts.training import make_agent, make_envs, summarize
 
 
@@ -45,7 +46,10 @@ def main() -> int:
     device = resolve_device(config.device)
     threads = share_cores(config.threads, config.simulation_threads, overlap=False)
     set_threads(threads[0])
-    checkpoint = load_latest(run.checkpoints_path, run=run.id, only=("agent", "progress"))
+    checkpoint = load_latest(
+        run.checkpoints_path, run=run.id, only=("agent", "progress", "settings")
+    )
+    refuse_other_settings(checkpoint.state, run)
     with closing(
         make_envs(config, config.eval_envs_per_task, threads[1], evaluation=True)
     ) as environments:
@@ -85,10 +89,15 @@ def show(evaluation: Evaluation, progress: Progress) -> None:
     for name, success, returns in zip(
         evaluation.task_names, evaluation.success, evaluation.returns, strict=True
     ):
-        table.add_row(name, f"{success.mean():.2f}", f"{returns.mean():.0f}")
+        table.add_row(name, _mean(success, 2), _mean(returns, 0))
     table.add_section()
-    table.add_row("mean", f"{evaluation.success_rate:.3f}", f"{evaluation.returns.mean():.0f}")
+    table.add_row("mean", _mean(evaluation.success, 3), _mean(evaluation.returns, 0))
     Console().print(table)
+
+
+def _mean(values: np.ndarray, digits: int) -> str:
+    mean = mean_of_played(values)
+    return "-" if mean is None else f"{mean:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from mtrl.checkpoint import load_latest
 from mtrl.errors import UserError
 from mtrl.logging import read_metrics
 from mtrl.provenance import library_versions, machine
-from mtrl.run_directory import RunDirectory
+from mtrl.run_directory import RunDirectory, flatten
 from mtrl.train import Progress
 from mtrl.types import State, Stateful
 
-from .config import Config
+from .config import MAY_DIFFER_ON_RESUME, Config
 
 _messages = logging.getLogger("mtrl")
 
@@ -40,10 +40,41 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
     checkpoint = load_latest(run.checkpoints_path, run=run.id)
     try:
         Progress.from_state(checkpoint.state["progress"])
+        if not isinstance(checkpoint.state["circumstances"], dict):
+            raise TypeError("`circumstances` is no dictionary")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _misfit(run, error) from error
+    refuse_other_settings(checkpoint.state, run)
     _messages.info("continuing from %s", checkpoint.path)
     return checkpoint.state
+
+
+def settings(run: RunDirectory) -> State:
+    """Return what a run's checkpoints have to be told of its configuration: what may not change."""
+    return {name: value for name, value in run.config.items() if name not in MAY_DIFFER_ON_RESUME}
+
+
+def refuse_other_settings(state: State, run: RunDirectory) -> None:
+    """Compare the settings that a state was saved under with those in config.json.
+
+    The latter has no digest: a number that was changed in it would be taken for the run's own.
+
+    Raises:
+        UserError: If they differ; names each.
+    """
+    if not isinstance(state.get("settings"), dict):
+        raise _misfit(run, ValueError("it has no settings"))
+    saved, now = flatten(state["settings"]), flatten(settings(run))
+    changes = [
+        f"`--{name.rpartition('.')[2].replace('_', '-')}` {saved.get(name)} -> {now.get(name)}"
+        for name in sorted(saved.keys() | now.keys())
+        if name not in saved or name not in now or saved[name] != now[name]
+    ]
+    if changes:
+        raise UserError(
+            f"{run.config_path} has other settings than the checkpoint was saved under (saved -> "
+            f"found): {', '.join(changes)}. It was changed or is damaged: put the saved ones back."
+        )
 
 
 def restore(target: Stateful, state: State, run: RunDirectory) -> None:

@@ -13,7 +13,7 @@ from mtrl.logging import JsonlLogger
 from mtrl.run_directory import RunDirectory
 from mtrl.types import State
 
-from .resuming import circumstances
+from .resuming import circumstances, settings
 
 MAX_TRIES = 5
 """A run whose directory has gone, or may not be written, ends after so many saves in a row."""
@@ -62,7 +62,7 @@ class Saver:
             self._metrics.flush()
             save_checkpoint(
                 self._run.checkpoints_path,
-                {**state, "circumstances": circumstances(self._device)},
+                {**state, **self._surroundings()},
                 env_steps=env_steps,
                 run=self._run.id,
                 score=state["progress"]["score"],
@@ -83,7 +83,7 @@ class Saver:
         try:
             path = save_checkpoint(
                 self._run.path / "faults",
-                {**state, "circumstances": circumstances(self._device), "fault": reason},
+                {**state, **self._surroundings(), "fault": reason},
                 env_steps=state["progress"]["env_steps"],
                 run=self._run.id,
             )
@@ -93,6 +93,9 @@ class Saver:
             f"{reason}; the state it happens in is in {path}, and `--resume` goes on from the last "
             "good checkpoint"
         )
+
+    def _surroundings(self) -> State:
+        return {"circumstances": circumstances(self._device), "settings": settings(self._run)}
 
     def _miss(self, fault: str) -> None:
         self.failed = True

@@ -42,7 +42,10 @@ _messages = logging.getLogger("mtrl")
 
 
 def main(benchmark: str) -> None:
-    """Train as the command line says; exit with 0, 1, 2 (bad input) or 128 plus a signal."""
+    """Train as the command line says.
+
+    Exits with 0, 1 (also where the last save failed), 2 (bad input) or 128 plus a signal.
+    """
     exit_with(lambda: train(parse(benchmark)))
 
 
@@ -120,12 +123,16 @@ def train(config: Config) -> int:
             finished = trainer.run()
         except NonFiniteError as fault:
             raise saver.store_fault(fault, trainer.state_dict()) from fault
-        if not finished:
+        if not finished and saver.failed:
+            _messages.warning(
+                "stopped, but the last save failed: --resume goes on from an earlier one"
+            )
+        elif not finished:
             _messages.info("stopped; to go on: --resume --run-dir %s", run.path)
         elif evaluation := trainer.evaluation or evaluator(trainer.agent):
             # Without one of this process, the run had been finished before, or all but the summary.
             store_summary(run, summarize(config, evaluation, trainer.progress))
-    return stop.exit_code or int(saver.failed)
+    return int(saver.failed) or stop.exit_code
 
 
 def open_run(config: Config) -> RunDirectory:
@@ -260,7 +267,7 @@ def summarize(config: Config, evaluation: Evaluation, progress: Progress) -> dic
             "benchmark": config.benchmark,
             "reward_version": config.reward_version,
             "goals_per_task": num_goals,
-            "episodes": num_tasks * num_goals,
+            "episodes": evaluation.num_played,
             "actions": "deterministic",
             "success": "at any step of the episode",
             "seed": config.seed,

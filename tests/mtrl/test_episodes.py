@@ -39,6 +39,25 @@ def test_a_broken_episode_is_dropped_and_counted():
     }
 
 
+def test_an_episode_that_goes_on_after_a_broken_step_is_dropped_once_as_a_whole():
+    tracker = EpisodeTracker(("a",), envs_per_task=1)
+    no, yes, reward = np.array([False]), np.array([True]), np.array([1.0])
+    tracker.add(reward, yes, no)
+    for _ in range(2):
+        tracker.add(reward, no, no, broken=yes)
+    assert tracker.pop_metrics() == {"train/dropped_episodes/a": 1}
+    resumed = EpisodeTracker(("a",), envs_per_task=1)
+    resumed.load_state_dict(tracker.state_dict())
+    resumed.add(reward, no, yes)
+    assert resumed.pop_metrics() == {"train/dropped_episodes/a": 1}
+    resumed.add(reward, no, yes)
+    assert resumed.pop_metrics() == {
+        "train/return/a": 1.0,
+        "train/success_rate/a": 0.0,
+        "train/dropped_episodes/a": 1,
+    }
+
+
 def test_state_goes_on_with_episodes_under_way_and_not_yet_reported():
     one, other = (EpisodeTracker(("a", "b"), envs_per_task=1) for _ in range(2))
     one.add(np.array([1.0, 2.0]), np.array([True, False]), np.array([False, True]))

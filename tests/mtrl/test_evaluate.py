@@ -4,7 +4,9 @@ import torch
 
 import envs
 from agents import SAC, SACConfig
-from mtrl.evaluate import evaluate
+from envs.toy import TOY_TASKS, ToyVectorEnv
+from envs.vector import VectorOptions
+from mtrl.evaluate import Evaluation, evaluate
 from mtrl.state_tree import pack
 
 EPISODE_STEPS = 25
@@ -123,3 +125,54 @@ def test_metrics_name_every_task():
     names = {f"eval/{kind}/{task}" for kind in ("success_rate", "return") for task in TURNS}
     assert metrics.keys() == names
     assert all(metrics[f"eval/success_rate/{task}"] == 1.0 for task in TURNS)
+
+
+class BreakingOff(ToyVectorEnv):
+    """Toy tasks of which one row of toy-left breaks off in each of the first steps."""
+
+    def __init__(self, quantity, value, last_step):
+        options = VectorOptions(
+            seed=0, envs_per_task=5, max_episode_steps=25, goals="sequential", one_hot=False
+        )
+        super().__init__(TOY_TASKS, options, goal_seed=0)
+        self._fault = quantity, value
+        self._last_step = last_step
+
+    def _step_envs(self, actions):
+        outcome = super()._step_envs(actions)
+        quantity, value = self._fault
+        self._last_step -= 1
+        if self._last_step >= 0:
+            if quantity == "diverged":
+                outcome.infos["diverged"] = np.arange(self.num_envs) == 7
+                self._elapsed[7] = self.max_episode_steps - 1
+            else:
+                getattr(outcome, quantity)[7] = value
+        return outcome
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value"),
+    [("diverged", True), ("rewards", np.nan), ("rewards", np.inf), ("observations", np.nan)],
+)
+@pytest.mark.parametrize(("last_step", "lost"), [(3, 1), (10**9, 10)])
+def test_an_episode_that_breaks_off_is_not_played(caplog, quantity, value, last_step, lost):
+    """Three that break off at once leave their environment the time to play two of them again."""
+    environments = BreakingOff(quantity, value, last_step)
+    agent = HandWrittenAgent(walk_to_the_target, environments.task_names)
+    evaluation = evaluate(agent, environments)
+    assert np.isnan(evaluation.success).sum() == np.isnan(evaluation.returns).sum() == lost
+    assert np.isnan(evaluation.success[1]).sum() == lost
+    assert evaluation.num_played == 200 - lost
+    assert evaluation.success_rate == 1.0
+    assert all(np.isfinite(value) for value in evaluation.metrics().values())
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith(f"{lost} of 200 episodes of an evaluation broke off ")
+    assert message.endswith(": toy-left")
+
+
+def test_without_an_episode_there_is_no_success_rate():
+    nothing = np.full((1, 50), np.nan)
+    evaluation = Evaluation(["reach-v3"], nothing, nothing)
+    assert evaluation.success_rate is None
+    assert evaluation.metrics() == {}

@@ -36,13 +36,13 @@ class GoingWrong(ToyVectorEnv):
         )
         super().__init__(TOY_TASKS, options, goal_seed=1)
         self._fault = quantity, value, range(start, end), rows
-        self._steps = 0
+        self.steps = 0
 
     def _step_envs(self, actions):
         outcome = super()._step_envs(actions)
         quantity, value, when, rows = self._fault
-        self._steps += 1
-        if self._steps in when:
+        self.steps += 1
+        if self.steps in when:
             getattr(outcome, quantity)[rows] = value
         return outcome
 
@@ -86,27 +86,36 @@ def warnings(caplog):
 
 
 @pytest.mark.parametrize(
-    ("quantity", "value"),
+    ("quantity", "value", "episodes"),
     [
-        *[("observations", value) for value in (math.nan, math.inf, -math.inf)],
-        *[("rewards", value) for value in (math.nan, 1e300)],  # more than float32 can hold
+        *[("observations", value, 3) for value in (math.nan, math.inf, -math.inf)],
+        ("rewards", math.nan, 3),
+        ("rewards", 1e300, 2),  # more than float32 can hold, but no reason to end an episode
     ],
 )
-def test_what_environments_give_is_kept_out_named_and_counted(train, caplog, quantity, value):
+def test_what_environments_give_is_kept_out_named_and_counted(
+    train, caplog, quantity, value, episodes
+):
     trainer = train(GoingWrong(quantity, value, 20, 23))
     assert first_not_finite(trainer.state_dict()) is None
     (warning,) = warnings(caplog)
     assert warning.startswith(f"{quantity[:-1]} of toy-left is not finite at step {19 * K * N}: ")
     last = trainer.logger[-1]
     dropped = {name: value for name, value in last.items() if "dropped" in name}
-    assert dropped == {"train/dropped_episodes/toy-left": 3}
+    assert dropped == {"train/dropped_episodes/toy-left": episodes}
     assert last["gradients/critic/skipped"] == last["gradients/actor/skipped"] == 0
     assert trainer.progress.updates == 55 * K * N // K
 
 
 def test_an_environment_that_stays_broken_ends_the_training(train):
-    with pytest.raises(NonFiniteError, match=r"toy-left had 100 steps in a row .* up to step 944"):
-        train(GoingWrong("rewards", math.nan, 20, 10**9), total_steps=200 * K * N)
+    envs, trainers = GoingWrong("rewards", math.nan, 20, 10**9), []
+    with pytest.raises(NonFiniteError, match=r"toy-left had 100 steps in a row .* up to step 952"):
+        train(envs, trainers.append, total_steps=200 * K * N)
+    # What is stored to look into it is of one moment: all that was simulated has been taken in.
+    state = trainers[0].state_dict()
+    assert state["progress"]["env_steps"] == envs.steps * K * N
+    seen = envs.get_state()["observations"].reshape(K, N, 4)
+    np.testing.assert_allclose(state["observations"], seen, rtol=1e-6)
 
 
 def test_a_loss_that_overflows_leaves_the_other_tasks_learning(train, caplog):

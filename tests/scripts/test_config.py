@@ -89,6 +89,27 @@ def test_a_configuration_of_another_version_is_refused(change):
         Config.from_json(options)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *[("", "batch_size", value) for value in ("64", 64.0, None, True)],
+        *[("", "engine", "slow"), ("", "overlap", 1), ("", "benchmark", [1])],
+        *[("agent", "critic_width", 8.5), ("agent", "discount", "high")],
+        ("agent", "actor_weighting", "pgcrad"),
+    ],
+)
+def test_a_configuration_of_other_types_is_refused(part, name, value):
+    options = Config().to_json()
+    (options[part] if part else options)[name] = value
+    with pytest.raises(UserError, match=f"config.json does not fit .*`{name}` is"):
+        Config.from_json(options)
+
+
+def test_a_configuration_that_cannot_work_is_refused():
+    with pytest.raises(UserError, match="--eval-envs-per-task"):
+        Config.from_json(Config().to_json() | {"eval_envs_per_task": 3})
+
+
 def test_options_and_schedule_speak_of_the_same_things():
     names = {field.name for field in dataclasses.fields(Config)}
     assert {field.name for field in dataclasses.fields(Schedule)} <= names

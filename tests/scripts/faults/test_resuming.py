@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from mtrl.manifest import read_label, write_manifest
+
 
 def test_what_changes_the_learning_is_refused_and_each_change_named(run, small, finished, snapshot):
     path, _ = finished
@@ -19,6 +21,40 @@ def test_what_changes_the_learning_is_refused_and_each_change_named(run, small, 
         assert change in line
     assert "log-every" not in line
     assert {name: snapshot(path)[name] for name in before} == before
+
+
+@pytest.mark.parametrize("script", ["train_mt10", "evaluate"])
+def test_a_number_that_changed_in_the_configuration_is_not_taken_for_the_runs(
+    run, finished, snapshot, script
+):
+    path, _ = finished
+    file = path / "config.json"
+    text = file.read_text()
+    changed = text.replace('"discount": 0.99', '"discount": 0.19')
+    assert changed != text
+    file.write_text(changed)
+    before = snapshot(path)
+    options = [path] if script == "evaluate" else ["--run-dir", path, "--resume"]
+    result = run(script, *options)
+    assert result.code == 2
+    (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert "`--discount` 0.99 -> 0.19" in line
+    after = snapshot(path)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_checkpoint_without_its_circumstances_is_told_of_in_one_line(run, finished):
+    path, _ = finished
+    newest = max(path.glob("checkpoints/step_*"))
+    file = newest / "state.json"
+    text = file.read_text()
+    assert text.count('"circumstances"') == 1
+    file.write_text(text.replace('"circumstances"', '"elsewhere"'))
+    write_manifest(newest, ["tensors.safetensors", "state.json"], read_label(newest))
+    result = run("train_mt10", "--run-dir", path, "--resume")
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    assert "'circumstances'" in result.err.splitlines()[-1]
 
 
 @pytest.fixture

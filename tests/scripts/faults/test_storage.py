@@ -115,6 +115,20 @@ def test_a_directory_that_is_moved_away_ends_the_run_and_can_be_resumed_there(
     assert_gapless(read_metrics(moved))
 
 
+def test_a_stop_whose_save_fails_does_not_end_as_if_it_were_saved(
+    start, endless, tmp_path, reached
+):
+    path = tmp_path / "run"
+    script = start("train_mt10", *endless, "--checkpoint-every", 10**9, "--log-every", 800)
+    script.wait_until(reached)
+    path.rename(tmp_path / "elsewhere")
+    script.signal(signal.SIGTERM)
+    result = script.wait()
+    assert result.code == 1
+    assert "stopped, but the last save failed" in result.err
+    assert "stopped; to go on" not in result.err
+
+
 def test_a_directory_that_is_removed_ends_the_run(start, endless, tmp_path, checkpoints):
     path = tmp_path / "run"
     script = start("train_mt10", *endless)
