@@ -59,7 +59,7 @@ def step_rows(
         _write(rig.body_pos, goal_body_pos[row], rig.num_body_pos)
         _write(rig.site_pos, goal_site_pos[row], rig.num_site_pos)
         # MuJoCo marks the bounding volumes it visits, for display, and clears all 136,000 marks
-        # at every substep, which is a seventh of the time. With a count of zero it clears none.
+        # at every substep, more than a core's cache holds. With a count of zero it clears none.
         bvh_count = ints(rig.bvh_count, 1)
         num_bvh, bvh_count[0] = bvh_count[0], 0
         diverged[row] = _advance(rig, actions[row], forwarded[row])
