@@ -45,7 +45,8 @@ def make_vec(
         max_episode_steps: Length of an episode, at most 500 in Meta-World. Default: the
             benchmark's own (Meta-World 500, toy 50).
         goals: `random` draws one of the task's 50 goals for each episode; `sequential` plays them
-            in order from each `reset()` on, once each in 50/N episodes (for evaluation).
+            in order from each `reset()` on, once each in 50/N episodes (for evaluation);
+            `official` draws as the package's own vector environments do with this seed.
         goal_seed: Decides which 50 goals a task has. Environments for training and for evaluation
             must agree on it; it is fixed by default so that runs with different seeds do too.
         one_hot: Whether the task's one-hot (K,) is appended to the observations.

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-GOAL_ORDERS = ("random", "sequential")
+GOAL_ORDERS = ("random", "sequential", "official")
 NUM_GOALS = 50
 
 _WORD = 2**64
@@ -15,14 +15,15 @@ class GoalSchedule:
     `random` draws uniformly, each environment from a generator of its own, so neither tasks nor
     the environments of a task share a sequence. `sequential` gives environment n of a task the
     goals n, n+N, n+2N, ... (modulo the number of goals), which covers each goal exactly once in
-    50/N episodes where N divides 50.
+    50/N episodes where N divides 50. `official` draws as the package does: all environments from
+    equal generators, so that all play the same sequence, and no reset reseeds them.
     """
 
     def __init__(self, order: str, *, num_tasks: int, envs_per_task: int, seed: int) -> None:
         """Start every environment's sequence.
 
         Args:
-            order: `random` or `sequential`.
+            order: `random`, `sequential` or `official`.
             num_tasks: K.
             envs_per_task: N.
             seed: Environment n of task k draws from child (k, n) of this seed.
@@ -31,12 +32,19 @@ class GoalSchedule:
         self._num_tasks = num_tasks
         self._envs_per_task = envs_per_task
         self.episodes = np.zeros(num_tasks * envs_per_task, np.int64)
-        self.reseed(seed)
+        self._generators = self._generators_of(seed)
 
     def reseed(self, seed: int) -> None:
-        """Replace all generators by those of `seed`."""
-        self._generators = [
-            np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(k, n))))
+        """Replace all generators by those of `seed`, which the official order ignores."""
+        if self._order != "official":
+            self._generators = self._generators_of(seed)
+
+    def _generators_of(self, seed: int) -> list[np.random.Generator]:
+        shared = self._order == "official"
+        return [
+            np.random.Generator(
+                np.random.PCG64(np.random.SeedSequence(seed, spawn_key=() if shared else (k, n)))
+            )
             for k in range(self._num_tasks)
             for n in range(self._envs_per_task)
         ]
@@ -47,7 +55,7 @@ class GoalSchedule:
 
     def draw(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Draw the next goal index of the environments `indices` (M,): (M,) in [0, 50)."""
-        if self._order == "random":
+        if self._order != "sequential":
             drawn = [self._generators[index].integers(NUM_GOALS) for index in indices]
             return np.array(drawn, np.int64)
         steps = self.episodes[indices] * self._envs_per_task

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import gymnasium as gym
 import metaworld
 import numpy as np
 import pytest
@@ -206,3 +207,22 @@ def test_the_official_engine_continues_bit_for_bit_inside_an_episode(version):
             assert ours.tobytes() == theirs.tobytes()
         for name, values in expected[4].items():
             assert found[4][name].tobytes() == values.tobytes(), name
+
+
+def test_the_official_goal_sequence_on_request():
+    names, seed = ["reach-v3", "push-v3"], 3
+    ours = make_vec(names, seed=seed, goal_seed=seed, goals="official", one_hot=False)
+    # One by one, since the package draws a list's goals otherwise than those of single tasks.
+    officials = [
+        gym.make_vec(
+            "Meta-World/custom-mt-envs", vector_strategy="sync", envs_list=[name], seed=seed
+        )
+        for name in names
+    ]
+    for reset_seed in (None, None, 7, None):  # ignored there, so here, too
+        found, infos = ours.reset(seed=reset_seed)
+        expected = [official.reset(seed=reset_seed)[0] for official in officials]
+        np.testing.assert_array_equal(found, np.concatenate(expected))
+        assert len(set(infos["goal_index"])) == 1
+    for env in (ours, *officials):
+        env.close()
