@@ -5,6 +5,8 @@ import pytest
 
 from mtrl.signals import StopRequest
 
+pytestmark = pytest.mark.usefixtures("signals_as_in_a_terminal")
+
 
 def send(number):
     os.kill(os.getpid(), number)

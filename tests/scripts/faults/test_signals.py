@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("signals_as_in_a_terminal")
+
 STOPPING = {
     signal.SIGINT: 130,
     signal.SIGTERM: 143,
