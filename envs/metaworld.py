@@ -88,8 +88,8 @@ class OfficialVectorEnv(MujocoVectorEnv):
             observations[row], _ = env.reset()
         return observations
 
-    def _step_envs(self, actions: NDArray[Any]) -> Outcome:
-        for index, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
+    def _end_step(self) -> Outcome:
+        for index, (env, action) in enumerate(zip(self._envs, self._actions, strict=True)):
             self._observations[index], self._rewards[index], _, _, info = env.step(action)
             for name, values in self._infos.items():
                 values[index] = info[name]

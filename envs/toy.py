@@ -60,9 +60,9 @@ class ToyVectorEnv(MultiTaskVectorEnv):
         self._target[indices] = self._targets[indices // self.envs_per_task, goal_indices]
         return self._observations[indices]
 
-    def _step_envs(self, actions: NDArray[Any]) -> Outcome:
+    def _end_step(self) -> Outcome:
         position = self._observations[:, :2]
-        position += STEP_SIZE * np.clip(actions, -1.0, 1.0)
+        position += STEP_SIZE * np.clip(self._actions, -1.0, 1.0)
         np.clip(position, -ARENA, ARENA, out=position)
         distance = np.linalg.norm(position - self._target, axis=1)
         rewards = 10.0 * np.exp(-2.0 * distance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
@@ -14,6 +14,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from .goals import NUM_GOALS, GoalSchedule
+
+StepResult: TypeAlias = tuple[
+    NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+]
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         max_episode_steps: Length of an episode.
         num_goals: Goals per task.
 
-    Subclasses step and reset many environments per call through `_step_envs` and `_reset_envs`;
+    Subclasses step and reset many environments per call through `_end_step` and `_reset_envs`;
     those that simulate in the background begin in `_begin_step` and wait in `_end_step`.
     """
 
@@ -140,9 +144,9 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             First observations (M, O), without the one-hot.
         """
 
-    def _step_envs(self, actions: NDArray[Any]) -> Outcome:
-        """Step all environments with `actions` (K*N, A), finite and of the space's dtype."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _end_step(self) -> Outcome:
+        """Step all environments with `_actions`, or wait for the step that was begun."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -175,15 +179,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._needs_reset = False
         return observations, {"goal_index": self._goal_indices.copy()}
 
-    def step(
-        self, actions: NDArray[Any]
-    ) -> tuple[
-        NDArray[np.float64],
-        NDArray[np.float64],
-        NDArray[np.bool_],
-        NDArray[np.bool_],
-        dict[str, Any],
-    ]:
+    def step(self, actions: NDArray[Any]) -> StepResult:
         """Take one step everywhere and reset the environments whose episode it ended.
 
         Does `send` and `recv`.
@@ -221,15 +217,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._begin_step(self._checked(actions))
         self._in_flight = True
 
-    def recv(
-        self,
-    ) -> tuple[
-        NDArray[np.float64],
-        NDArray[np.float64],
-        NDArray[np.bool_],
-        NDArray[np.bool_],
-        dict[str, Any],
-    ]:
+    def recv(self) -> StepResult:
         """Return what `step` returns, of the step that `send` started.
 
         Raises:
@@ -258,12 +246,8 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         return observations, rewards, np.zeros(self.num_envs, np.bool_), truncated, infos
 
     def _begin_step(self, actions: NDArray[Any]) -> None:
-        """Start a step with checked actions, which the caller may reuse."""
+        """Keep `actions` (K*N, A), finite and of the space's dtype; the caller may reuse them."""
         self._actions[:] = actions
-
-    def _end_step(self) -> Outcome:
-        """End the step that was begun."""
-        return self._step_envs(self._actions)
 
     def get_state(self) -> dict[str, Any]:
         """Return all that decides the steps to come, the inside of episodes included.

@@ -138,8 +138,8 @@ class BreakingOff(ToyVectorEnv):
         self._fault = quantity, value
         self._last_step = last_step
 
-    def _step_envs(self, actions):
-        outcome = super()._step_envs(actions)
+    def _end_step(self):
+        outcome = super()._end_step()
         quantity, value = self._fault
         self._last_step -= 1
         if self._last_step >= 0:

@@ -38,8 +38,8 @@ class GoingWrong(ToyVectorEnv):
         self._fault = quantity, value, range(start, end), rows
         self.steps = 0
 
-    def _step_envs(self, actions):
-        outcome = super()._step_envs(actions)
+    def _end_step(self):
+        outcome = super()._end_step()
         quantity, value, when, rows = self._fault
         self.steps += 1
         if self.steps in when:
