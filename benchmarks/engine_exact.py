@@ -13,13 +13,13 @@ import argparse
 import importlib
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
+from scripted import wanted_actions
 
 import envs
 
@@ -59,10 +59,7 @@ class Policy:
         """Choose actions (N, 4) for observations (N, O)."""
         noise = self._generator.normal(size=(len(observations), 4))
         if self._kind == "scripted":
-            pairs = zip(self._scripted, observations, strict=True)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # policies warn of their own large constants
-                wanted = np.array([policy.get_action(row[:39]) for policy, row in pairs])
+            wanted = wanted_actions(self._scripted, observations)
             return np.clip(wanted + NOISE * noise, -1, 1).astype(np.float32)
         actions = np.tanh(noise)
         if self._kind == "beyond":

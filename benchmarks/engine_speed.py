@@ -19,7 +19,6 @@ import resource
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import gymnasium as gym
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
+from scripted import wanted_actions
 
 import envs
 from envs.engine.compiler import kernel
@@ -69,12 +69,8 @@ def record_actions(task_names: tuple[str, ...], kind: str, steps: int) -> NDArra
     observations, _ = engine.reset(options={"goal_indices": np.zeros(len(policies), int)})
     recorded = []
     for _ in range(steps):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # policies warn of their own large constants
-            wanted = [
-                policy.get_action(row) for policy, row in zip(policies, observations, strict=True)
-            ]
-        noisy = np.array(wanted) + 0.1 * generator.normal(size=(len(policies), 4))
+        wanted = wanted_actions(policies, observations)
+        noisy = wanted + 0.1 * generator.normal(size=(len(policies), 4))
         recorded.append(np.clip(noisy, -1, 1).astype(np.float32))
         observations, *_ = engine.step(recorded[-1])
     engine.close()

@@ -14,7 +14,6 @@ import hashlib
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from scripted import wanted_actions
 
 import envs
 
@@ -36,10 +36,7 @@ def make(task_names: list[str]) -> Any:
 
 def noisy_scripted(policies: list[Any], observations: Any, generator: Any) -> NDArray[np.float32]:
     """Draw actions (K, 4): the scripted policies', which reach and grasp, with noise."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # policies warn of their own large constants
-        pairs = zip(policies, observations, strict=True)
-        wanted = np.array([policy.get_action(row[:39]) for policy, row in pairs])
+    wanted = wanted_actions(policies, observations)
     noisy: NDArray[np.float64] = wanted + NOISE * generator.normal(size=wanted.shape)
     return np.clip(noisy, -1, 1).astype(np.float32)
 
