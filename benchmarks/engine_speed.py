@@ -15,11 +15,12 @@ import argparse
 import contextlib
 import functools
 import importlib.util
-import resource
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from scripted import wanted_actions
 import envs
 from envs.engine.compiler import kernel
 from envs.engine.kernels import set_action
-from envs.engine.native import ints, mj_step
+from envs.engine.native import fetch_add, ints, mj_step
 from mtrl.files import write_json_atomic
 from mtrl.provenance import library_versions, machine
 
@@ -78,16 +79,19 @@ def record_actions(task_names: tuple[str, ...], kind: str, steps: int) -> NDArra
 
 
 @kernel
-def _physics_rows(first: int, end: int, rigs: Any, actions: Any) -> None:
+def _physics_chunks(chunks: Any, next_chunk: int, rigs: Any, actions: Any) -> None:
     """Move the hand's target and take five MuJoCo steps for each row, and nothing else."""
-    for row in range(first, end):
-        rig = rigs[row]
-        bvh_count = ints(rig.bvh_count, 1)
-        num_bvh, bvh_count[0] = bvh_count[0], 0  # as the engine does, lest it wins by that alone
-        set_action(rig, actions[row])
-        for _ in range(rig.frame_skip):
-            mj_step(rig.mjmodel, rig.mjdata)
-        bvh_count[0] = num_bvh
+    chunk = fetch_add(next_chunk, 1)
+    while chunk < len(chunks):
+        for row in range(chunks[chunk, 0], chunks[chunk, 1]):
+            rig = rigs[row]
+            bvh_count = ints(rig.bvh_count, 1)
+            num_bvh, bvh_count[0] = bvh_count[0], 0  # as the engine does, lest it wins by that
+            set_action(rig, actions[row])
+            for _ in range(rig.frame_skip):
+                mj_step(rig.mjmodel, rig.mjdata)
+            bvh_count[0] = num_bvh
+        chunk = fetch_add(next_chunk, 1)
 
 
 def physics_alone(
@@ -100,10 +104,16 @@ def physics_alone(
     simulation, workers = engine._simulation, engine._workers
 
     def step(actions: NDArray[np.float32]) -> None:
-        workers.start(
-            functools.partial(_physics_rows, first, end, simulation._rig_records, actions)
-            for first, end in simulation._chunks
+        simulation.begin()
+        job = functools.partial(
+            _physics_chunks,
+            simulation._chunks,
+            simulation._next_chunk.ctypes.data,
+            simulation._rig_records,
+            actions,
         )
+        workers.start(job, num_threads - 1)
+        job()
         workers.wait(60.0)
 
     def reset() -> None:
@@ -257,9 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = SIZES
     if options.benchmark:
         sizes = [(options.benchmark, options.envs_per_task, options.steps)]
-    tables = [race(*size, options) for size in sizes]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\npeak memory of this process, all contestants together: {peak:.0f} MB")
+    # A process each: the memory that one size leaves behind would slow down or stop the next.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as one:
+        tables = [one.submit(race, *size, options).result() for size in sizes]
     kept = {"machine": machine(), "versions": library_versions(), "tables": tables}
     write_json_atomic(options.keep, kept)
     print(f"kept in {options.keep}")

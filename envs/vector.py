@@ -197,7 +197,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             ClosedEnvironmentError: after `close`.
             RuntimeError: between `send` and `recv`.
         """
-        self.send(actions)
+        self._start_step(actions, waits=True)
         return self.recv()
 
     def send(self, actions: NDArray[Any]) -> None:
@@ -210,12 +210,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             RuntimeError: if the step before was not received.
             ClosedEnvironmentError, ResetNeeded, ValueError: as `step` does, before anything moves.
         """
-        self._refuse_closed()
-        self._refuse_in_flight("send")
-        if self._needs_reset:
-            raise ResetNeeded("call reset() before a step")
-        self._begin_step(self._checked(actions))
-        self._in_flight = True
+        self._start_step(actions, waits=False)
 
     def recv(self) -> StepResult:
         """Return what `step` returns, of the step that `send` started.
@@ -245,8 +240,21 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             observations[ended, : first.shape[1]] = first
         return observations, rewards, np.zeros(self.num_envs, np.bool_), truncated, infos
 
-    def _begin_step(self, actions: NDArray[Any]) -> None:
-        """Keep `actions` (K*N, A), finite and of the space's dtype; the caller may reuse them."""
+    def _start_step(self, actions: NDArray[Any], *, waits: bool) -> None:
+        self._refuse_closed()
+        self._refuse_in_flight("step" if waits else "send")
+        if self._needs_reset:
+            raise ResetNeeded("call reset() before a step")
+        self._begin_step(self._checked(actions), waits=waits)
+        self._in_flight = True
+
+    def _begin_step(self, actions: NDArray[Any], *, waits: bool) -> None:  # noqa: ARG002
+        """Keep `actions` and begin what can be done in the background.
+
+        Args:
+            actions: (K*N, A), finite and of the space's dtype; the caller may reuse them.
+            waits: Whether the caller has nothing else to do until `_end_step`.
+        """
         self._actions[:] = actions
 
     def get_state(self) -> dict[str, Any]:

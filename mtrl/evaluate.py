@@ -89,9 +89,9 @@ def evaluate(
             return None
         inputs = torch.as_tensor(observations, dtype=torch.float32, device=device)
         actions = agent.act(inputs.view(K, N, -1), deterministic=True)
-        observations, rewards, terminated, truncated, infos = envs.step(
-            actions.flatten(0, 1).cpu().numpy()
-        )
+        # Not `step`, which may simulate in this thread: one that hangs would not be noticed.
+        envs.send(actions.flatten(0, 1).cpu().numpy())
+        observations, rewards, terminated, truncated, infos = envs.recv()
         reached |= infos["success"].astype(bool)
         collected += rewards
         broken |= infos["diverged"] | ~np.isfinite(infos["final_obs"]).all(axis=1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from . import native
 from .compiler import kernel
 from .exact import distance, rotation_to_quaternion
-from .native import call_reward, doubles, floats, ints, longs
+from .native import call_reward, doubles, fetch_add, floats, ints, longs
 from .numerics import cos, sin
 from .rig import (
     FRAME_SIZE,
@@ -22,6 +22,27 @@ from .rig import (
 )
 
 _POSITION_STAGE = 1  # mjSTAGE_POS: mj_forwardSkip leaves out what depends on positions alone
+
+
+@kernel
+def step_chunks(
+    chunks: NDArray[np.int64], next_chunk: int, finished: NDArray[np.bool_], *buffers: Any
+) -> None:
+    """Step chunk after chunk until all are taken; threads that call this at once share the work.
+
+    They meet here and not in Python, where every chunk would have a thread wait for the GIL.
+
+    Args:
+        chunks: (C, 2) first row of each and one past its last row.
+        next_chunk: Address of an int64, the number of the first chunk that nobody has taken.
+        finished: (C,) set to True where a chunk has been stepped.
+        buffers: What `step_rows` takes after the rows.
+    """
+    chunk = fetch_add(next_chunk, 1)
+    while chunk < len(chunks):
+        step_rows(chunks[chunk, 0], chunks[chunk, 1], *buffers)
+        finished[chunk] = True
+        chunk = fetch_add(next_chunk, 1)
 
 
 @kernel

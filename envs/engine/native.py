@@ -6,6 +6,7 @@ names are plain `ctypes` functions and every kernel runs as Python.
 """
 
 import ctypes
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,20 @@ if COMPILED:
 
         return types.void(types.intp, types.intp, types.intp), generate
 
+    @intrinsic  # type: ignore[untyped-decorator]
+    def _fetch_add(_typing: Any, _address: Any, _amount: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            address, amount = arguments
+            pointer = builder.inttoptr(address, amount.type.as_pointer())
+            return builder.atomic_rmw("add", pointer, amount, "monotonic")
+
+        return types.int64(types.intp, types.int64), generate
+
+    @kernel
+    def fetch_add(address: int, amount: int) -> int:
+        """Add to the int64 at `address`, which other threads may do too; return what it was."""
+        return int(_fetch_add(address, amount))
+
     @kernel
     def doubles(address: int, size: int) -> Any:
         """View `size` float64 values at `address`."""
@@ -154,6 +169,15 @@ if COMPILED:
 
 else:
     _uncompiled: list[Callable[[int, int], None]] = []
+    _adding = threading.Lock()
+
+    def fetch_add(address: int, amount: int) -> int:
+        """Add to the int64 at `address`, which other threads may do too; return what it was."""
+        with _adding:
+            number = longs(address, 1)
+            before = int(number[0])
+            number[0] += amount
+        return before
 
     def register_uncompiled(
         evaluate: Callable[[Any, Any], None], scene: np.dtype[Any], measures: np.dtype[Any]

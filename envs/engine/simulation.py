@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import native
 from .compiler import c_function
-from .kernels import step_rows
+from .kernels import step_chunks, step_rows
 from .rig import (
     FRAME_SIZE,
     LIVE_DTYPE,
@@ -30,7 +29,6 @@ from .rig import (
 from .scene import MEASURES_DTYPE, Task, scene_dtype
 from .snapshot import Snapshot
 from .template import STATE_SPEC, Template
-from .workers import Job
 
 _CHUNKS_PER_THREAD = 8  # of which the threads help themselves, so that none waits long
 
@@ -82,7 +80,20 @@ class Simulation:
         self._rigs = np.zeros(rows, RIG_DTYPE)
         self._live = self._fill_rigs()
         self._rig_records = native.records(self._rigs)
-        self._chunks = split_rows(len(templates), envs_per_task, num_threads)
+        self._chunks = np.array(split_rows(len(templates), envs_per_task, num_threads))
+        self._buffers = (
+            self._rig_records,
+            self._live,
+            self._body_pos,
+            self._site_pos,
+            self._forwarded,
+            self.actions,
+            self.frames,
+            self.observations,
+            self.diverged,
+        )
+        self._next_chunk = np.full(1, len(self._chunks))
+        self._finished = np.ones(len(self._chunks), np.bool_)
         self._models = self._share_models()
 
     def remade(self, templates: Sequence[Template]) -> Simulation:
@@ -102,29 +113,23 @@ class Simulation:
             for name, value in snapshot.constants(task).items():
                 scene[name] = value
 
-    def jobs(self) -> list[Job]:
-        """Split one step of all rows into jobs for any number of threads."""
-        return [functools.partial(self.step_rows, first, end) for first, end in self._chunks]
+    def begin(self) -> None:
+        """Begin a step: every chunk of rows is to be taken by whoever calls `step_chunks`."""
+        self._finished[:] = False
+        self._next_chunk[0] = 0
 
-    def rows_of(self, job: int) -> range:
-        """Return the rows that the job of that number steps."""
-        return range(*self._chunks[job])
+    def step_chunks(self) -> None:
+        """Step rows with `actions` until all are taken; several threads may do so at once."""
+        step_chunks(self._chunks, self._next_chunk.ctypes.data, self._finished, *self._buffers)
+
+    def unfinished_rows(self) -> list[int]:
+        """Return the rows that have not been stepped since `begin`."""
+        missing = np.flatnonzero(~self._finished)
+        return [row for chunk in missing for row in range(*self._chunks[chunk])]
 
     def step_rows(self, first: int, end: int) -> None:
         """Step the rows `first` to `end - 1` with `actions`."""
-        step_rows(
-            first,
-            end,
-            self._rig_records,
-            self._live,
-            self._body_pos,
-            self._site_pos,
-            self._forwarded,
-            self.actions,
-            self.frames,
-            self.observations,
-            self.diverged,
-        )
+        step_rows(first, end, *self._buffers)
 
     def model_of(self, row: int) -> mujoco.MjModel:
         """Return the model that a row is stepped with, its positions set to the row's goal."""
@@ -199,7 +204,7 @@ class Simulation:
         """
         models: list[mujoco.MjModel] = []
         in_use: set[int] = set()
-        for first, end in self._chunks:
+        for first, end in self._chunks.tolist():
             own: dict[int, mujoco.MjModel] = {}
             for row in range(first, end):
                 index = row // self._envs_per_task

@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 Job = Callable[[], object]
 
@@ -12,21 +12,19 @@ _SLICES = 10  # of a time limit: a process that was suspended must not find it u
 
 
 class _Batch:
-    """Jobs handed out together, and what has become of them."""
+    """A job that several threads run at once, and what has become of it."""
 
-    def __init__(self, jobs: list[Job], num_threads: int) -> None:
-        self.jobs = jobs
-        self.leaving = iter(range(num_threads - 1, -1, -1))  # hands out 0 to the last to leave
-        self.order = iter(range(len(jobs)))  # hands out each number once, to any thread
-        self.done = [False] * len(jobs)
-        self.errors: dict[int, BaseException] = {}
-        self.over = False
+    def __init__(self, job: Job, times: int) -> None:
+        self.job = job
+        self.leaving = iter(range(times - 1, -1, -1))  # hands out 0 to the last to leave
+        self.error: BaseException | None = None
+        self.over = times == 0
         self.finished: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes whoever waits for it
         self.abandoned = False
 
 
 class Workers:
-    """A fixed number of threads that share the jobs of one batch at a time.
+    """A fixed number of threads that run one job at a time, together.
 
     A thread inside C code cannot be stopped. One that hangs is left to itself: it takes no further
     job, and others take its place.
@@ -38,29 +36,35 @@ class Workers:
         Args:
             num_threads: At least one.
         """
-        self._num_threads = num_threads
+        self.num_threads = num_threads
         self._batch: _Batch | None = None
         self._start_threads()
 
-    def start(self, jobs: Iterable[Job]) -> None:
-        """Hand out jobs, which the threads take one by one; `wait` must follow."""
+    def start(self, job: Job, times: int) -> None:
+        """Have threads run a job; `wait` must follow.
+
+        Args:
+            job: Shares its work with whoever runs it at the same time.
+            times: How often to run it, at most once a thread; one that comes late finds its turn
+                taken by another, so nobody waits for it.
+        """
         assert self._batch is None
-        self._batch = _Batch(list(jobs), self._num_threads)
-        for _ in self._threads:
+        self._batch = _Batch(job, times)
+        for _ in range(times):
             self._batches.put(self._batch)
 
-    def wait(self, limit: float) -> dict[int, BaseException]:
-        """Wait for all jobs, but not for ever.
+    def wait(self, limit: float) -> BaseException | None:
+        """Wait until nobody runs the job any more, but not for ever.
 
         Args:
             limit: Seconds, of which those do not count in which this process was suspended.
 
         Returns:
-            What went wrong, by the job's number: what it raised, or a TimeoutError where it has
-            not ended. Whatever such a job may still write to must be given up.
+            What went wrong: what the job raised, last if several times, or a TimeoutError where
+            it has not ended. Whatever it may still write to must then be given up.
         """
         if self._batch is None:
-            return {}
+            return None
         batch, slices = self._batch, 0
         while not batch.over and slices < _SLICES:
             try:
@@ -70,11 +74,10 @@ class Workers:
         self._batch = None  # not before: after a KeyboardInterrupt one can wait again
         if not batch.over:
             batch.abandoned = True
-            late = [number for number, done in enumerate(batch.done) if not done]
             self._stop()
             self._start_threads()
-            return {**batch.errors, **dict.fromkeys(late, TimeoutError(f"after {limit:g} s"))}
-        return batch.errors
+            return TimeoutError(f"after {limit:g} s")
+        return batch.error
 
     def close(self, limit: float = 0.9) -> None:
         """Let the jobs at hand end and stop the threads. May be called again.
@@ -99,10 +102,10 @@ class Workers:
                 name=f"mtrl-engine-{index}",
                 daemon=True,
             )
-            for index in range(self._num_threads)
+            for index in range(self.num_threads)
         ]
         # Dropped without `close`, or at the interpreter's end, the threads still stop.
-        self._stop = weakref.finalize(self, _stop, self._batches, self._num_threads)
+        self._stop = weakref.finalize(self, _stop, self._batches, self.num_threads)
         for thread in self._threads:
             thread.start()
 
@@ -114,14 +117,12 @@ def _stop(batches: "queue.SimpleQueue[_Batch | None]", num_threads: int) -> None
 
 def _work(batches: "queue.SimpleQueue[_Batch | None]") -> None:
     while (batch := batches.get()) is not None:
-        for number in batch.order:
-            try:
-                batch.jobs[number]()
-            except BaseException as error:  # handed to the thread that waits
-                batch.errors[number] = error
-            batch.done[number] = True
-            if batch.abandoned:
-                return
+        try:
+            batch.job()
+        except BaseException as error:  # handed to the thread that waits
+            batch.error = error
+        if batch.abandoned:
+            return
         if next(batch.leaving) == 0:  # the last one out: one wake-up for the thread that waits
             batch.over = True
             batch.finished.put(None)

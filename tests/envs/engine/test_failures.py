@@ -8,6 +8,8 @@ from metaworld import env_dict
 
 import envs
 from envs.engine import simulation, vector
+from envs.engine.kernels import step_rows
+from envs.engine.native import fetch_add
 from mtrl.errors import RunError
 
 TASKS = ("reach-v3", "drawer-close-v3")
@@ -47,7 +49,8 @@ def play(made, steps=STEPS, between=lambda step: None):
     for step in range(steps):
         between(step)
         actions = generator.uniform(-1, 1, (K * N, 4)).astype(np.float32)
-        observations, rewards, _, truncated, infos = made.step(actions)
+        made.send(actions)
+        observations, rewards, _, truncated, infos = made.recv()
         outcomes.append((observations, rewards, truncated, infos))
     return outcomes
 
@@ -110,20 +113,26 @@ def test_a_kernel_that_hangs_is_left_behind_and_its_late_return_changes_nothing(
     make, monkeypatch, caplog, released
 ):
     expected = play(make())
-    step_rows, hung, returned = simulation.step_rows, threading.Event(), threading.Event()
+    step_chunks, hung, returned = simulation.step_chunks, threading.Event(), threading.Event()
 
-    def hang(first, end, *arguments):
-        if step_now[0] == FAULT and first == 0 and not hung.is_set():
+    def hang(chunks, next_chunk, *arguments):
+        if step_now[0] == FAULT and entering.acquire(blocking=False):
+            lost.append(fetch_add(next_chunk, 1))
             hung.set()
             released.wait()
-            step_rows(first, end, *arguments)
+            step_rows(*chunks[lost[0]], *arguments[1:])
+            step_chunks(chunks, next_chunk, *arguments)
             returned.set()
             return
-        step_rows(first, end, *arguments)
+        if step_now[0] == FAULT:
+            hung.wait()  # else this thread may leave no chunk to hang in
+        step_chunks(chunks, next_chunk, *arguments)
 
+    entering = threading.Lock()
+    lost = []
     step_now = [0]
     made = make()
-    monkeypatch.setattr(simulation, "step_rows", hang)
+    monkeypatch.setattr(simulation, "step_chunks", hang)
 
     def between(step):
         step_now[0] = step
@@ -133,19 +142,19 @@ def test_a_kernel_that_hangs_is_left_behind_and_its_late_return_changes_nothing(
 
     outcomes = play(made, between=between)
     assert hung.is_set()
-    lost = list(made._simulation.rows_of(0))
-    assert set(lost) <= set(range(N))
-    assert_only_reach_was_lost(outcomes, expected, lost)
+    rows = range(*made._simulation._chunks[lost[0]])
+    assert set(rows) <= set(range(N))
+    assert_only_reach_was_lost(outcomes, expected, rows)
     assert "reach-v3 failed (TimeoutError" in caplog.text
 
 
 def test_a_simulation_that_fails_again_and_again_ends_the_training(make, monkeypatch):
     made = make()
 
-    def fail(first, end, *arguments):
+    def fail(*arguments):
         raise MemoryError("always")
 
-    monkeypatch.setattr(simulation, "step_rows", fail)
+    monkeypatch.setattr(simulation, "step_chunks", fail)
     monkeypatch.setattr(vector, "MAX_FAILURES", 3)
     with pytest.raises(RunError, match=r"MemoryError.*3 times in all: add `--resume`"):
         play(made)

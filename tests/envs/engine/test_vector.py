@@ -158,6 +158,41 @@ def test_a_wait_that_was_interrupted_can_be_taken_up_again(make_env, act, monkey
     np.testing.assert_array_equal(env.step(actions)[0], twin.step(actions)[0])
 
 
+def test_a_step_that_was_interrupted_is_finished_by_recv(make_env, act, monkeypatch):
+    env, twin = (make_env(envs_per_task=4) for _ in range(2))
+    env.reset()
+    twin.reset()
+    actions = act(env, np.random.default_rng(0))
+
+    def interrupted():
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(env, "_take_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        env.step(actions)
+    np.testing.assert_array_equal(env.recv()[0], twin.step(actions)[0])
+    np.testing.assert_array_equal(env.step(actions)[0], twin.step(actions)[0])
+
+
+def test_without_threads_of_its_own_a_step_is_taken_in_the_calling_one(make_env, act, monkeypatch):
+    env = make_env("reach-v3", num_threads=1)
+    env.reset()
+    stepping = []
+    step_chunks = env._simulation.step_chunks
+
+    def noting():
+        stepping.append(threading.current_thread().name)
+        step_chunks()
+
+    monkeypatch.setattr(env._simulation, "step_chunks", noting)
+    actions = act(env, np.random.default_rng(0))
+    env.step(actions)
+    env.send(actions)
+    env.recv()
+    assert stepping == [threading.current_thread().name, "mtrl-engine-0"]
+
+
 def test_what_is_closed_stays_closed(make_env, act):
     env = make_env("reach-v3")
     env.reset()
