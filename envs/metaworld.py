@@ -1,6 +1,7 @@
 """Meta-World through the official package's own environment classes."""
 
 import functools
+import logging
 from typing import Any
 
 import mujoco
@@ -14,6 +15,8 @@ from .official_state import get_attributes, get_physics, physics_size, restore
 from .registry import environment_class
 from .rendering import MujocoVectorEnv
 from .vector import Outcome, VectorOptions, require_array
+
+_logger = logging.getLogger("mtrl")
 
 OBSERVATION_SIZE = 39
 MEASURES = (
@@ -30,7 +33,9 @@ MEASURES = (
 class OfficialVectorEnv(MujocoVectorEnv):
     """The official classes, stepped one after the other; bit-equal to using them by hand.
 
-    `infos` holds the package's measures: `success` as bool, the others as float64.
+    `infos` holds the package's measures: `success` as bool, the others as float64; and `diverged`:
+    where it is True, MuJoCo gave up on the simulation. The episode is truncated there with the
+    last sound observation, reward and measures 0.
 
     Goals are the official package's for `goal_seed`: those of `metaworld.MT10(seed=goal_seed)`
     for a named benchmark, those of `metaworld.MT1(name, seed=goal_seed)` for single tasks and
@@ -70,12 +75,13 @@ class OfficialVectorEnv(MujocoVectorEnv):
             observation_space=common_observation_space(first_of_each_task),
             action_space=Box(-1.0, 1.0, (4,), np.float32),
         )
-        self._observations = np.empty((self.num_envs, OBSERVATION_SIZE))
+        self._observations = np.zeros((self.num_envs, OBSERVATION_SIZE))
         self._rewards = np.empty(self.num_envs)
         self._infos: dict[str, NDArray[Any]] = {
             name: np.empty(self.num_envs, np.bool_ if name == "success" else np.float64)
             for name in MEASURES
         }
+        self._infos["diverged"] = np.zeros(self.num_envs, np.bool_)
 
     def _reset_envs(
         self, indices: NDArray[np.int64], goal_indices: NDArray[np.int64]
@@ -86,14 +92,29 @@ class OfficialVectorEnv(MujocoVectorEnv):
             # What `set_task` does, without unpickling. A copy, since tasks keep views of it.
             env._last_rand_vec = self._goals[index // self.envs_per_task][goal].copy()
             observations[row], _ = env.reset()
+        self._observations[indices] = observations
         return observations
 
     def _end_step(self) -> Outcome:
         for index, (env, action) in enumerate(zip(self._envs, self._actions, strict=True)):
-            self._observations[index], self._rewards[index], _, _, info = env.step(action)
+            before = env.data.time
+            observation, reward, _, _, info = env.step(action)
+            info["diverged"] = has_diverged(env, before)
+            if info["diverged"]:
+                self._end_lost(index)
+                continue
+            self._observations[index], self._rewards[index] = observation, reward
             for name, values in self._infos.items():
                 values[index] = info[name]
         return Outcome(self._observations, self._rewards, self._infos)
+
+    def _end_lost(self, index: int) -> None:
+        for name, values in self._infos.items():
+            values[index] = name == "diverged"
+        self._rewards[index] = 0.0
+        self._elapsed[index] = self.max_episode_steps - 1  # so that this step is the last
+        name = self.task_names[index // self.envs_per_task]
+        _logger.warning("the simulation of %s diverged and was reset", name)
 
     def _physics(self, index: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         return self._envs[index].model, self._envs[index].data
@@ -106,24 +127,38 @@ class OfficialVectorEnv(MujocoVectorEnv):
             **super().get_state(),
             "physics": np.array([np.pad(state, (0, widest - state.size)) for state in physics]),
             "attributes": [get_attributes(env) for env in self._envs],
+            "observations": self._observations.copy(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned; see `MultiTaskVectorEnv.set_state`."""
         widest = max(physics_size(env) for env in self._envs)
         require_array(state, "physics", (self.num_envs, widest))
+        require_array(state, "observations", self._observations.shape)
         super().set_state(state)
         self._reset_envs(np.arange(self.num_envs), self._goal_indices)
         for env, physics, attributes in zip(
             self._envs, state["physics"], state["attributes"], strict=True
         ):
             restore(env, physics[: physics_size(env)], attributes)
+        self._observations[:] = state["observations"]
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the official environments."""
         super().close_extras(**kwargs)
         for env in self._envs:
             env.close()
+
+
+def has_diverged(env: SawyerXYZEnv, time_before: float) -> bool:
+    """Tell whether MuJoCo gave up on a simulation in the step that began at that time.
+
+    What the last substep broke would else be found by the next step, an observation too late.
+    """
+    for check in (mujoco.mj_checkPos, mujoco.mj_checkVel, mujoco.mj_checkAcc):
+        check(env.model, env.data)
+    # On a bad position, velocity or acceleration it resets the simulation, time included.
+    return bool(env.data.time <= time_before)
 
 
 def draw_goals(

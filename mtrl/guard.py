@@ -101,13 +101,15 @@ class Guard:
     def update(self, metrics: Mapping[str, Tensor]) -> None:
         """Count what is not finite in the metrics of an update, without asking the device."""
         values = torch.cat([value.reshape(-1) for value in metrics.values()])
-        if self._counts is None or self._counts.shape[1] != len(values):
-            self._counts = torch.zeros(3, len(values), device=values.device)
+        if len(self._labels) != len(values):
             self._labels = [
                 (name, None if value.ndim == 0 else k)
                 for name, value in metrics.items()
                 for k in range(value.numel())
             ]
+        if self._counts is None or self._counts.shape[1] != len(values):
+            self._counts = torch.zeros(3, len(values))
+        self._counts = self._counts.to(values.device)  # a saved one comes on the CPU
         broken = values - values != 0  # an infinity less itself is NaN, which equals nothing
         in_a_row, most, total = self._counts
         in_a_row.add_(1).mul_(broken)
@@ -120,7 +122,7 @@ class Guard:
         Raises:
             NonFiniteError: Too many updates in a row were not.
         """
-        if self._counts is None:
+        if self._counts is None or not self._labels:  # none, or none since they were loaded
             return
         _, most, total = self._counts.to("cpu", copy=True).numpy()
         self._counts[1:] = 0
@@ -139,17 +141,25 @@ class Guard:
 
     def state_dict(self) -> State:
         """Return what decides about the steps to come."""
-        return {"blind": self._blind.copy(), "in_a_row": self._in_a_row.copy()}
+        return {
+            "blind": self._blind.copy(),
+            "in_a_row": self._in_a_row.copy(),
+            "updates": None if self._counts is None else self._counts.clone(),
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a saved state.
 
         Raises:
-            ValueError: It is one of another number of environments.
+            ValueError: It is one of another number of environments, or no guard's.
         """
         for name in ("blind", "in_a_row"):
             if state[name].shape != self._tasks.shape:
                 raise ValueError(f"`{name}` has shape {state[name].shape}")
+        counts = state["updates"]
+        if counts is not None and (counts.dtype != torch.float32 or counts.shape[:-1] != (3,)):
+            raise ValueError(f"`updates` is {counts.dtype} of shape {tuple(counts.shape)}")
+        self._counts = None if counts is None else counts.clone()
         self._blind = state["blind"].astype(np.bool_)
         self._in_a_row = state["in_a_row"].astype(np.int64)
 

@@ -2,18 +2,19 @@
 
 import contextlib
 import errno
-import itertools
+import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 from .files import replace_atomically
-from .types import Logger
+from .types import Logger, State
 
 _messages = logging.getLogger("mtrl")
 
@@ -56,6 +57,31 @@ def read_metrics(path: Path) -> list[dict[str, float | int | None]]:
     return [row for _, row in _complete_lines(path)]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """How far a file of metrics had been written: so many bytes, with this SHA-256."""
+
+    size: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+
+    @classmethod
+    def from_state(cls, state: State) -> "Mark":
+        """Rebuild what `vars` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if {name: type(value) for name, value in state.items()} != {"size": int, "sha256": str}:
+            raise ValueError(f"`metrics` is {state!r}")
+        if state["size"] < 0:
+            raise ValueError(f"`metrics` has size {state['size']}")
+        return cls(**state)
+
+    def matches(self, content: bytes) -> bool:
+        """Tell whether a file with this content begins as the marked one did."""
+        return hashlib.sha256(content[: self.size]).hexdigest() == self.sha256
+
+
 class JsonlLogger:
     """Appends one flat JSON object a line; a NaN or an infinity is written as `null`.
 
@@ -65,23 +91,30 @@ class JsonlLogger:
 
     Args:
         path: The file, created if missing; its directory must exist.
-        keep_lines: For a run that goes on from a checkpoint: how many lines there were when it
-            was saved. Those after are removed, since they will be written again; a file that has
-            fewer is warned about.
+        mark: For a run that goes on: where the file ended when its checkpoint was saved. What
+            follows is removed, since it will be written again. Without one, all lines stay.
+        precedes: Tells of a line whether it was written before that checkpoint; by default, each
+            was. This decides where the file no longer begins as it did, which is warned about.
 
     Raises:
         OSError: the file cannot be opened for writing, or rewritten.
         UserError: a line to be kept is not JSON; the file is left as it is.
     """
 
-    def __init__(self, path: Path, *, keep_lines: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        mark: Mark | None = None,
+        precedes: Callable[[Mapping[str, Any]], bool] | None = None,
+    ):
         self._path = path
         self._pending = bytearray()
         self._dropped = 0
         self._warned = False
         self._closed = False
-        if path.is_file():
-            _mend(path, keep_lines)
+        content = _mend(path, mark, precedes)
+        self._size, self._digest = len(content), hashlib.sha256(content)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
@@ -94,8 +127,8 @@ class JsonlLogger:
             self._pending += line
         self._write_pending()
 
-    def flush(self) -> None:
-        """Make every line so far durable.
+    def flush(self) -> Mark:
+        """Make every line so far durable, and return where they end.
 
         Raises:
             OSError: some of them cannot be written now; they go on waiting.
@@ -104,6 +137,7 @@ class JsonlLogger:
         if waiting := self._pending.count(b"\n"):
             raise OSError(f"`{self._path}` lacks {waiting} lines that cannot be written")
         os.fsync(self._descriptor)
+        return Mark(self._size, self._digest.hexdigest())
 
     def close(self) -> None:
         """Write what is waiting, make the file durable, close it. May be called twice."""
@@ -113,9 +147,7 @@ class JsonlLogger:
         self._closed = True
         lost = self._dropped + self._pending.count(b"\n")
         if lost:
-            _messages.error(
-                "`%s` lacks its last %d lines: they could not be written", self._path, lost
-            )
+            _messages.error("`%s` lacks %d lines: they could not be written", self._path, lost)
         with contextlib.suppress(OSError):
             os.fsync(self._descriptor)
         with contextlib.suppress(OSError):
@@ -132,6 +164,8 @@ class JsonlLogger:
                 raise FileNotFoundError(errno.ENOENT, "it was removed")
             while self._pending:
                 written = os.write(self._descriptor, self._pending)
+                self._size += written
+                self._digest.update(self._pending[:written])
                 del self._pending[:written]
             if self._warned:
                 _messages.info("`%s` can be written again", self._path)
@@ -156,20 +190,28 @@ class JsonlLogger:
         self._descriptor = descriptor
 
 
-def _mend(path: Path, keep_lines: int | None) -> None:
-    """Drop a partial last line and the lines beyond the first `keep_lines`, all or nothing."""
-    lines = [line for line, _ in itertools.islice(_complete_lines(path), keep_lines)]
-    if keep_lines is not None and len(lines) < keep_lines:
-        _messages.warning(
-            "`%s` has %d lines, but %d were there when the checkpoint was saved",
-            path,
-            len(lines),
-            keep_lines,
-        )
-    kept = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
-    if kept != path.read_bytes():
+def _mend(
+    path: Path, mark: Mark | None, precedes: Callable[[Mapping[str, Any]], bool] | None
+) -> bytes:
+    """Drop a partial last line and what is later than the mark, all or nothing; return the rest."""
+    content = path.read_bytes() if path.is_file() else b""
+    if mark is not None and mark.matches(content):
+        kept = content[: mark.size]
+    else:
+        rows = _complete_lines(path) if content else ()
+        lines = [line for line, row in rows if precedes is None or precedes(row)]
+        kept = b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines)
+        if mark is not None:
+            _messages.warning(
+                "`%s` is not what it was when the checkpoint was saved: lines were lost, added or "
+                "changed; all %d up to there stay",
+                path,
+                len(lines),
+            )
+    if kept != content:
         with replace_atomically(path) as file:
             file.write(kept)
+    return kept
 
 
 class LoggerGroup:

@@ -51,8 +51,6 @@ class Progress:
     env_steps: int = 0
     updates: int = 0
     seconds: float = 0.0
-    lines: int = 0
-    """Records logged, by which a resumed run knows the ones it will log again."""
     evaluation_due: bool = False
     score: float | None = None
     """Success rate of the agent as it is; None where it has learned since the last evaluation."""
@@ -74,6 +72,16 @@ class Progress:
         if state.keys() != vars(cls()).keys():
             raise ValueError(f"`progress` has {sorted(state)}")
         return cls(**state)
+
+    def is_later_than(self, metrics: Mapping[str, object]) -> bool:
+        """Tell whether a line of metrics was logged before this point of the run."""
+        env_steps = metrics.get("progress/env_steps")
+        if not isinstance(env_steps, int | float):  # somebody's own
+            return True
+        if env_steps != self.env_steps:
+            return env_steps < self.env_steps
+        # Of one step, the line of training comes first, and the evaluation may yet be due.
+        return "time/env_steps_per_second" in metrics or not self.evaluation_due
 
 
 @dataclass
@@ -255,7 +263,6 @@ class Trainer:
             "time/seconds": self.progress.seconds,
         }
         self.logger.log({**progress, **metrics})
-        self.progress.lines += 1
 
     def state_dict(self) -> State:
         """Return everything that training needs to go on."""

@@ -162,7 +162,8 @@ class WandbLogger:
         """Say how to upload what has not been uploaded."""
         if not self._finished:
             self._warn_of_failure("it took too long to finish")
-        if self._offline or (self._offline is False and not self._finished):
+        uploaded = self._finished and not self._offline
+        if not uploaded and any(self._directory.glob("*run-*/*.wandb")):
             option = "" if self._offline else "--include-online "
             directory = shlex.quote(str(self._directory))
             _messages.info("upload to wandb with: wandb sync %s%s/*run-*", option, directory)

@@ -9,7 +9,7 @@ import torch
 import envs
 from mtrl.checkpoint import load_latest
 from mtrl.errors import UserError
-from mtrl.logging import read_metrics
+from mtrl.logging import JsonlLogger, Mark, read_metrics
 from mtrl.provenance import library_versions, machine
 from mtrl.run_directory import RunDirectory, flatten
 from mtrl.train import Progress
@@ -40,6 +40,7 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
     checkpoint = load_latest(run.checkpoints_path, run=run.id)
     try:
         Progress.from_state(checkpoint.state["progress"])
+        Mark.from_state(checkpoint.state["metrics"])
         if not isinstance(checkpoint.state["circumstances"], dict):
             raise TypeError("`circumstances` is no dictionary")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -47,6 +48,13 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
     refuse_other_settings(checkpoint.state, run)
     _messages.info("continuing from %s", checkpoint.path)
     return checkpoint.state
+
+
+def open_metrics(run: RunDirectory, state: State | None) -> JsonlLogger:
+    """Open a run's metrics where a state of it was saved, or where it begins without one."""
+    progress = Progress() if state is None else Progress.from_state(state["progress"])
+    mark = Mark() if state is None else Mark.from_state(state["metrics"])
+    return JsonlLogger(run.metrics_path, mark=mark, precedes=progress.is_later_than)
 
 
 def settings(run: RunDirectory) -> State:
@@ -114,7 +122,7 @@ def circumstances(device: torch.device) -> dict[str, str | int | None]:
 def last_logged_step(run: RunDirectory) -> int:
     """Return how many environment steps the run's metrics tell of."""
     rows = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
-    return max((int(row["progress/env_steps"] or 0) for row in rows), default=0)
+    return max((int(row.get("progress/env_steps") or 0) for row in rows), default=0)
 
 
 def _misfit(run: RunDirectory, error: Exception) -> UserError:

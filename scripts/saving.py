@@ -59,7 +59,6 @@ class Saver:
             self.failed = True
             return
         try:
-            self._metrics.flush()
             save_checkpoint(
                 self._run.checkpoints_path,
                 {**state, **self._surroundings()},
@@ -87,7 +86,7 @@ class Saver:
                 env_steps=state["progress"]["env_steps"],
                 run=self._run.id,
             )
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             return RunError(f"{reason}; what led to it could not be stored: {error}")
         return RunError(
             f"{reason}; the state it happens in is in {path}, and `--resume` goes on from the last "
@@ -95,7 +94,12 @@ class Saver:
         )
 
     def _surroundings(self) -> State:
-        return {"circumstances": circumstances(self._device), "settings": settings(self._run)}
+        return {
+            # Lines first: those that a checkpoint is later than are not written again.
+            "metrics": vars(self._metrics.flush()),
+            "circumstances": circumstances(self._device),
+            "settings": settings(self._run),
+        }
 
     def _miss(self, fault: str) -> None:
         self.failed = True

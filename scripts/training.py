@@ -21,7 +21,7 @@ from mtrl.device import (
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
 from mtrl.guard import NonFiniteError
-from mtrl.logging import JsonlLogger, LoggerGroup
+from mtrl.logging import LoggerGroup
 from mtrl.memory import require_memory
 from mtrl.progress import ProgressDisplay, setup_console
 from mtrl.provenance import library_versions, machine
@@ -35,7 +35,7 @@ from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode
 
 from .command_line import exit_with, parse_options
 from .config import MAY_DIFFER_ON_RESUME, Config
-from .resuming import latest_state, restore, tell_differences
+from .resuming import latest_state, open_metrics, restore, tell_differences
 from .saving import Saver
 
 _messages = logging.getLogger("mtrl")
@@ -88,8 +88,7 @@ def train(config: Config) -> int:
             closing(make_envs(config, config.envs_per_task, simulating))
         )
         display = ProgressDisplay(config.total_steps, task_names, console=console)
-        lines = state["progress"]["lines"] if state else 0
-        metrics = JsonlLogger(run.metrics_path, keep_lines=lines)
+        metrics = open_metrics(run, state)
         wandb = WandbLogger(
             run.path,
             mode=wandb_mode,

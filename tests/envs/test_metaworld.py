@@ -209,6 +209,27 @@ def test_the_official_engine_continues_bit_for_bit_inside_an_episode(version):
             assert found[4][name].tobytes() == values.tobytes(), name
 
 
+def test_a_simulation_of_the_official_engine_that_diverges_ends_its_episode(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves its log file where it runs
+    envs = make_vec(("reach-v3", "push-v3"), seed=1, engine="official")
+    generator = np.random.default_rng(0)
+    first, _ = envs.reset()
+    envs._envs[1].data.qvel[:] = 1e12
+    _, rewards, _, truncated, infos = envs.step(_random_actions(generator, 2))
+    assert truncated.tolist() == infos["diverged"].tolist() == [False, True]
+    assert rewards[1] == 0
+    np.testing.assert_array_equal(infos["final_obs"][1], first[1])
+    assert all(np.isfinite(values).all() for values in infos.values())
+    assert "push-v3 diverged" in caplog.text
+    for _ in range(3):
+        _, _, _, truncated, infos = envs.step(_random_actions(generator, 2))
+        assert not truncated.any()
+        assert not infos["diverged"].any()
+    envs.close()
+
+
 def test_the_official_goal_sequence_on_request():
     names, seed = ["reach-v3", "push-v3"], 3
     ours = make_vec(names, seed=seed, goal_seed=seed, goals="official", one_hot=False)

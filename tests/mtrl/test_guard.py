@@ -188,3 +188,26 @@ def test_who_saw_something_broken_before_a_stop_is_still_left_out_after_it():
     assert resumed.step(sound, np.zeros(2), sound, 4).tolist() == [False, False]
     with pytest.raises(ValueError, match="shape"):
         Guard(["a"], 1).load_state_dict(guard.state_dict())
+
+
+def test_updates_in_a_row_go_on_being_counted_after_a_stop(caplog):
+    guard = Guard(["a", "b"], 1, max_in_a_row=5)
+    broken = {"loss": torch.tensor([1.0, math.nan]), "norm": torch.tensor(0.0)}
+    for update in range(5):
+        guard.update(broken)
+        if update == 1:
+            guard.check_updates(10)
+        resumed = Guard(["a", "b"], 1, max_in_a_row=5)
+        resumed.load_state_dict(guard.state_dict())
+        guard = resumed
+    guard.update({name: torch.zeros_like(value) for name, value in broken.items()})
+    assert "loss of b was not finite in 2 updates up to step 10" in caplog.text
+    with pytest.raises(NonFiniteError, match=r"loss of b .* in 3 updates .* step 20, 5 in a row"):
+        guard.check_updates(20)
+
+
+def test_counts_that_are_no_guards_are_refused():
+    state = Guard(["a"], 1).state_dict()
+    for counts in (torch.zeros(2, 3), torch.zeros(3), torch.zeros(3, 2, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="`updates`"):
+            Guard(["a"], 1).load_state_dict({**state, "updates": counts})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mtrl.errors import UserError
-from mtrl.logging import JsonlLogger, LoggerGroup, read_metrics
+from mtrl.logging import JsonlLogger, LoggerGroup, Mark, read_metrics
 
 
 def line(env_steps, **metrics):
@@ -89,32 +89,107 @@ def test_a_damaged_line_in_the_middle_is_an_error_and_the_file_is_left_alone(wri
     with pytest.raises(UserError, match="line 2"):
         read_metrics(path)
     with pytest.raises(UserError, match="line 2"):
-        write(line(3), keep_lines=3)
+        write(line(3))
+    with pytest.raises(UserError, match="line 2"):
+        write(line(3), mark=Mark(5, "of another file"))
     assert path.read_bytes() == before
-    assert write(line(3), keep_lines=1) == [line(1), line(3)], "the damaged one was to go anyway"
 
 
-def test_resuming_drops_what_will_be_written_again(write):
-    lines = [line(100), line(200, a=1), line(200, b=1), line(300), {"progress/env_steps": 400}]
-    write(*lines)
-    assert write(line(300), keep_lines=2) == [*lines[:2], line(300)]
+@pytest.fixture
+def mark(path):
+    """Write lines with a logger that is left open, as by a crash; return where they end."""
+
+    def mark(*lines):
+        logger = JsonlLogger(path)
+        for metrics in lines:
+            logger.log(metrics)
+        return logger.flush()
+
+    return mark
 
 
-def test_resuming_at_the_last_line_changes_nothing(write, path):
-    write(line(100), line(200))
+def test_resuming_drops_what_will_be_written_again(write, mark, path):
+    marked = mark(line(100), line(200, a=1))
+    write(line(200, b=1), line(300), {"progress/env_steps": 400})
+    path.write_bytes(path.read_bytes() + b"garbage\n{")
+    assert write(line(300), mark=marked) == [line(100), line(200, a=1), line(300)]
+
+
+def test_a_mark_counts_what_was_there_before(mark, write):
+    mark(line(100))
+    marked = mark(line(200))
+    write(line(300))
+    assert write(mark=marked) == [line(100), line(200)]
+
+
+def test_resuming_at_the_last_line_changes_nothing(write, mark, path):
+    marked = mark(line(100), line(200))
     before = path.stat()
-    assert write(keep_lines=2) == [line(100), line(200)]
+    assert write(mark=marked) == [line(100), line(200)]
     assert path.stat().st_ino == before.st_ino
 
 
-def test_lines_that_are_missing_on_resuming_are_told(write, caplog):
-    write(line(100))
-    assert write(line(300), keep_lines=2) == [line(100), line(300)]
-    assert "has 1 lines, but 2" in caplog.text
+def until_200(row):
+    return row.get("progress/env_steps", 0) <= 200
+
+
+@pytest.mark.parametrize(
+    ("edit", "kept"),
+    [
+        (lambda lines: lines[1:], [line(200), line(200, b=1)]),
+        (lambda lines: lines[::-1], [line(200, b=1), line(200), line(100)]),
+        (
+            lambda lines: [b'{"note": 1}\n', *lines],
+            [{"note": 1}, line(100), line(200), line(200, b=1)],
+        ),
+        (
+            lambda lines: [lines[0].replace(b"100", b"101"), *lines[1:]],
+            [line(101), line(200), line(200, b=1)],
+        ),
+        (lambda lines: [], []),
+    ],
+    ids=["a line is lost", "sorted otherwise", "a line of one's own", "a number", "emptied"],
+)
+def test_in_a_file_that_was_changed_all_lines_before_the_mark_stay(
+    write, mark, path, caplog, edit, kept
+):
+    marked = mark(line(100), line(200), line(200, b=1))
+    write(line(300), line(400))
+    path.write_bytes(b"".join(edit(path.read_bytes().splitlines(keepends=True))))
+    assert write(line(300), mark=marked, precedes=until_200) == [*kept, line(300)]
+    assert f"all {len(kept)} up to there stay" in caplog.text
+
+
+def test_lines_that_never_came_on_file_are_not_made_up_for_by_later_ones(
+    path, write, caplog, monkeypatch
+):
+    monkeypatch.setattr("mtrl.logging._BACKLOG_BYTES", 80)
+    logger = JsonlLogger(path)
+    path.unlink()
+    for step in range(5):
+        logger.log(line(step))  # there is room for three
+    path.touch()
+    marked = logger.flush()
+    logger.log(line(5))
+    logger.close()
+    assert "lacks 2 lines" in caplog.text
+    assert write(line(5), mark=marked) == [line(0), line(1), line(2), line(5)]
+    assert "not what it was" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"size": 1}, {"size": -1, "sha256": ""}, {"size": 1.0, "sha256": ""}],
+    ids=str,
+)
+def test_what_is_no_mark_is_refused(state):
+    with pytest.raises(ValueError, match="`metrics`"):
+        Mark.from_state(state)
+    assert Mark.from_state(vars(Mark())) == Mark()
 
 
 def test_resuming_without_a_file_starts_one(write):
-    assert write(line(1), keep_lines=0) == [line(1)]
+    assert write(line(1), mark=Mark()) == [line(1)]
 
 
 def test_kill_leaves_every_logged_line(path):
@@ -146,7 +221,7 @@ def test_a_full_disk_is_reported_once_and_does_not_stop(caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "No space left" in caplog.text
     logger.close()
-    assert "lacks its last 3 lines" in caplog.text
+    assert "lacks 3 lines" in caplog.text
 
 
 def test_lines_wait_for_space_and_none_is_broken_or_doubled(path, caplog):
@@ -176,7 +251,7 @@ def test_the_lines_that_wait_are_bounded(path, caplog, monkeypatch):
         logger.log(line(step))
     assert len(logger._pending) <= 100
     logger.close()
-    assert "lacks its last 10 lines" in caplog.text
+    assert "lacks 10 lines" in caplog.text
 
 
 class Recorder:

@@ -64,7 +64,9 @@ def make_trainer(lines, directory, *, tasks, weighting, schedule, stop, threads=
         schedule=schedule,
         logger=lines,
         evaluate=lambda agent: evaluate(agent, evaluation),
-        save=lambda state, env_steps: save_checkpoint(directory, state, env_steps=env_steps),
+        save=lambda state, env_steps: save_checkpoint(
+            directory, {**state, "lines": len(lines)}, env_steps=env_steps
+        ),
         stop=stop,
         generator=make_generator(1, "warm-up"),
     )
@@ -83,7 +85,7 @@ def train(directory, stops=(), **options):
             **options,
         )
         state = load_latest(directory).state if directory.exists() else None
-        del lines[state["progress"]["lines"] if state else 0 :]
+        del lines[state["lines"] if state else 0 :]
         if state:
             trainer.load_state_dict(state)
         trainer.run()

@@ -375,3 +375,16 @@ def test_a_step_that_diverged_reaches_neither_replay_nor_statistics(tmp_path, mo
     ]
     assert dropped == [{"train/dropped_episodes/push-v3": 1}] * 2
     assert "push-v3 diverged" in caplog.text
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_lines_of_metrics_before_and_after_a_point_of_a_run_are_told_apart(due):
+    progress = Progress(env_steps=200, evaluation_due=due)
+    trained = {"progress/env_steps": 200, "time/env_steps_per_second": 1.0}
+    evaluated = {"progress/env_steps": 200, "eval/success_rate": 0.5}
+    assert progress.is_later_than({**trained, "progress/env_steps": 192})
+    assert progress.is_later_than(trained)
+    assert progress.is_later_than(evaluated) is not due
+    assert not progress.is_later_than({**trained, "progress/env_steps": 208})
+    assert progress.is_later_than({"note": 1})
+    assert progress.is_later_than({"progress/env_steps": None})

@@ -59,3 +59,24 @@ def assert_gapless():
         assert steps == list(range(every, every * len(steps) + 1, every))
 
     return check
+
+
+@pytest.fixture(scope="session")
+def _compiled(tmp_path_factory):
+    return {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture
+def start_own_task(start, small, tmp_path, _compiled):
+    """Start training on a task that goes wrong as a text says; see own_task.py."""
+
+    def start_own_task(faults, *options, **environment):
+        own = ["--envs-per-task", 1, "--warmup-steps", 10, "--threads", 1]
+        return start(
+            Path(__file__).with_name("own_task.py"),
+            *[*small, *ENDLESS, *own, "--benchmark", "own-reach", "--eval-every", 10**9],
+            *["--wandb", "disabled", "--run-dir", tmp_path / "run", *options],
+            environment={"FAULTS": faults, **environment, **_compiled},
+        )
+
+    return start_own_task

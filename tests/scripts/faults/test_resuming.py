@@ -2,11 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
+from mtrl.checkpoint import load_latest, save_checkpoint
+from mtrl.cores import available_cores
 from mtrl.manifest import read_label, write_manifest
 
 
@@ -94,3 +101,133 @@ def test_a_second_process_is_told_who_is_writing(start, run, endless, reached):
     assert f"in use by pid {script.pid} on {os.uname().nodename} since 2" in line
     step = reached()
     script.wait_until(lambda: reached() > step)
+
+
+ON_ONE_CORE = (
+    *(sys.executable, "-c"),
+    "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
+NOT_THE_SAME = "not bit for bit as it would have been without the stop: "
+
+
+@pytest.mark.skipif(available_cores() < 2, reason="there are no fewer cores than this one")
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_run_goes_on_with_fewer_cores_and_says_what_has_changed(
+    run, small, tmp_path, read_metrics, assert_gapless, threads
+):
+    path = tmp_path / "run"
+    options = [*small, "--no-overlap", "--threads", threads, "--wandb", "disabled"]
+    options += ["--run-dir", path]
+    assert run("train_mt10", *options, "--total-steps", 240).code == 0
+    more = ["--resume", "--total-steps", 480]
+    result = run("train_mt10", *options, *more, before=ON_ONE_CORE)
+    assert result.code == 0, result.err
+    # Two threads on one core take longer, and add up in the same order.
+    fewer = f"WARNING: {NOT_THE_SAME}learner threads {available_cores()} -> 1\n"
+    assert (fewer in result.err) == (NOT_THE_SAME in result.err) == (threads == 0)
+    assert_gapless(read_metrics(path))
+    assert read_metrics(path)[-1]["progress/env_steps"] == 480
+
+
+@pytest.fixture
+def from_a_gpu(finished):
+    """A finished run, changed into what one leaves behind that learned on a GPU."""
+    path, _ = finished
+    config = path / "config.json"
+    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    found = load_latest(path / "checkpoints")
+    state = found.state
+    state["circumstances"]["device"] = "NVIDIA H200"
+    assert replace_generators(state["agent"]) + replace_generators(state["replay"]) == 4
+    label = found.label
+    for checkpoint in path.glob("checkpoints/*"):
+        shutil.rmtree(checkpoint)
+    save_checkpoint(found.path.parent, state, env_steps=label.env_steps, run=label.run)
+    return path
+
+
+def replace_generators(state):
+    """Put states as long as a GPU's where there are generators' of the CPU; return how many."""
+    count = 0
+    for name, value in state.items():
+        if isinstance(value, dict):
+            count += replace_generators(value)
+        elif isinstance(value, torch.Tensor) and value.shape == torch.get_rng_state().shape:
+            state[name] = torch.arange(16, dtype=torch.uint8)
+            count += 1
+    return count
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_run_goes_on_without_its_gpu_and_says_so(run, from_a_gpu, read_metrics, assert_gapless):
+    options = ["--run-dir", from_a_gpu, "--resume", "--total-steps", 480, "--wandb", "disabled"]
+    refused = run("train_mt10", *options)
+    assert refused.code == 2
+    assert "`--device` is cuda, but torch sees no GPU: use --device cpu" in refused.err
+    result = run("train_mt10", *options, "--device", "cpu")
+    assert result.code == 0, result.err
+    assert 'resumed with a changed setting: `--device`: "cuda" -> "cpu"' in result.err
+    assert f"WARNING: {NOT_THE_SAME}device NVIDIA H200 -> cpu\n" in result.err
+    assert_gapless(read_metrics(from_a_gpu))
+    assert read_metrics(from_a_gpu)[-1]["progress/env_steps"] == 480
+
+
+def test_a_clock_that_jumps_during_a_run_changes_nothing(
+    run, small, tmp_path, read_metrics, assert_gapless
+):
+    path, jumping = tmp_path / "run", Path(__file__).with_name("jumping.py")
+    options = [*small, "--wandb", "disabled", "--run-dir", path]
+    began = time.monotonic()
+    for more in (["--total-steps", 400], ["--total-steps", 800, "--resume"]):
+        result = run(jumping, *options, *more)
+        assert result.code == 0, result.err
+        assert re.search(r"elapsed 0:0\d:\d\d  ETA 0:00:00", result.err)
+    metrics = read_metrics(path)
+    assert_gapless(metrics)
+    seconds = [line["time/seconds"] for line in metrics]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[-1] < time.monotonic() - began
+    rates = [line.get("time/env_steps_per_second", 1) for line in metrics]
+    assert all(1e-2 < rate < 1e6 for rate in rates)
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_one_flipped_bit_costs_one_checkpoint(
+    run, small, finished, read_metrics, assert_gapless, name
+):
+    path, _ = finished
+    newest = max(path.glob("checkpoints/step_*"))
+    flip_a_bit(newest / name)
+    options = ["--run-dir", path, "--resume", "--total-steps", 480, "--wandb", "disabled"]
+    result = run("train_mt10", *small, *options)
+    assert result.code == 0, result.err
+    skipped = rf"skipped a checkpoint: .*{newest.name}/{name}.*; using step_0+320"
+    assert re.search(skipped, result.err)
+    assert_gapless(read_metrics(path))
+
+
+def flip_a_bit(file, place=None):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 1
+    file.write_bytes(content)
+
+
+def test_metrics_that_were_changed_are_told_of_and_no_line_is_lost_or_doubled(
+    run, small, finished, read_metrics
+):
+    path, _ = finished
+    file = path / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    later = json.dumps({"progress/env_steps": 480, "time/env_steps_per_second": 1.0}) + "\n"
+    file.write_bytes(b"".join(lines[:1] + lines[2:]) + later.encode())
+    kept = read_metrics(path)[:-1]
+    flip_a_bit(file, file.read_bytes().index(b'"time/seconds": ') + 16)  # another first digit
+    options = ["--run-dir", path, "--resume", "--total-steps", 480, "--wandb", "disabled"]
+    result = run("train_mt10", *small, *options)
+    assert result.code == 0, result.err
+    assert "metrics.jsonl` is not what it was when the checkpoint was saved" in result.err
+    metrics = read_metrics(path)
+    assert metrics[1 : len(kept)] == kept[1:]
+    assert [line["progress/env_steps"] for line in metrics[len(kept) :]] == [480, 480]
+    assert "time/updates_per_second" in metrics[len(kept)]

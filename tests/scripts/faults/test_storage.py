@@ -138,6 +138,6 @@ def test_a_directory_that_is_removed_ends_the_run(start, endless, tmp_path, chec
     result = script.wait()
     assert result.code == 1
     assert "no longer there" in result.err
-    assert "lacks its last" in result.err
+    assert "lines: they could not be written" in result.err
     assert "Traceback" not in result.err
     assert not path.exists()
