@@ -199,6 +199,8 @@ def make_replay(config: Config, environments: Environments, device: torch.device
         environments.single_observation_space.shape[0],
         environments.single_action_space.shape[0],
         generator=make_generator(config.seed, "replay", device),
+        steps=config.agent.n_steps,
+        discount=config.agent.discount,
     )
 
 
