@@ -94,9 +94,10 @@ def run(name: str, seed: int) -> None:
 
 
 def report() -> None:
-    """Print what the kept curves reached, and what an update took."""
+    """Print what the kept curves reached: success, the mean return of all evaluations, time."""
     table = Table(title="four tasks of MT10, 480,000 steps, 7,250 updates: mean success")
-    for column in ("variant", "seeds", "at the end", "over all evaluations", "minutes"):
+    columns = ("variant", "seeds", "at the end", "over all evaluations", "return", "minutes")
+    for column in columns:
         table.add_column(column, justify="left" if column == "variant" else "right")
     for name in VARIANTS:
         curves = [
@@ -108,9 +109,14 @@ def report() -> None:
         success = np.array([[row["eval/success_rate"] for row in curve] for curve in curves], float)
         minutes = [float(curve[-1]["time/seconds"] or 0) / 60 for curve in curves]
         last, mean = success[:, -1], success.mean(axis=1)
-        cells = (_spread(last), _spread(mean), f"{np.mean(minutes):.1f}")
+        returns = np.mean([_mean_return(row) for curve in curves for row in curve])
+        cells = (_spread(last), _spread(mean), f"{returns:.0f}", f"{np.mean(minutes):.1f}")
         table.add_row(name, str(len(curves)), *cells)
     Console(width=100).print(table)
+
+
+def _mean_return(row: dict[str, float | None]) -> float:
+    return float(np.mean([v for name, v in row.items() if name.startswith("eval/return/")]))
 
 
 def _spread(values: np.ndarray) -> str:
