@@ -27,6 +27,9 @@ class MLP(nn.Module):
         generator: Draws the initial weights; its device is where they live.
         members: E.
         layer_norm: Normalise hidden layers before the ReLU.
+        residual: Let the hidden layers after the first, two by two, add to what enters them:
+            affine, norm, ReLU, affine, norm (Nauman et al., "Bigger, Regularized, Optimistic",
+            2024, https://arxiv.org/abs/2405.16158). The number of hidden layers is then odd.
         dtype: What matrix products are computed in. Parameters and results are float32, or
             float64 if this is.
     """
@@ -39,10 +42,12 @@ class MLP(nn.Module):
         generator: torch.Generator,
         members: int = 1,
         layer_norm: bool = False,
+        residual: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.layer_norm = layer_norm
+        self.residual = residual
         self.dtype = dtype
         self._one_hot = num_tasks > 0
         self.weights = nn.ParameterList()
@@ -62,16 +67,29 @@ class MLP(nn.Module):
             inputs: Without the one-hot.
             tape: Remembers the layers, to differentiate with respect to the parameters.
         """
-        last = len(self.weights) - 1
         hidden = inputs.expand(len(self.weights[0]), -1, -1, -1)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            one_hot = self._one_hot and layer == 0
-            hidden = linear(hidden, weight, bias, tape=tape, dtype=self.dtype, one_hot=one_hot)
-            if layer < last:
-                if self.layer_norm:
-                    hidden = F.layer_norm(hidden, hidden.shape[-1:])
-                hidden = hidden.relu()
-        return hidden
+        last = len(self.weights) - 1
+        entered = hidden
+        for layer in range(last):
+            # With residual layers, 1 and 2 make a block, 3 and 4, ...
+            ends_block = self.residual and layer > 0 and layer % 2 == 0
+            if self.residual and layer % 2 == 1:
+                entered = hidden
+            hidden = self._affine(layer, hidden, tape)
+            if self.layer_norm:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:])
+            hidden = entered + hidden if ends_block else hidden.relu()
+        return self._affine(last, hidden, tape)
+
+    def _affine(self, layer: int, inputs: Tensor, tape: Tape | None) -> Tensor:
+        return linear(
+            inputs,
+            self.weights[layer],
+            self.biases[layer],
+            tape=tape,
+            dtype=self.dtype,
+            one_hot=self._one_hot and layer == 0,
+        )
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:

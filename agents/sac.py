@@ -20,6 +20,7 @@ from mtrl.weighting import make_weighting
 
 from .distributions import SquashedGaussian
 from .networks import MLP
+from .values import CategoricalValues, ScalarValues, Values
 
 WeightingName = Literal["uniform", "pcgrad", "gradnorm", "gradnorm+pcgrad"]
 
@@ -42,6 +43,18 @@ class SACConfig:
     """Hidden layers of the actor."""
     layer_norm: bool = True
     """Normalise the hidden layers of actor and critics."""
+    residual: bool = False
+    """Let the critics' hidden layers after the first, two by two, add to what enters them."""
+    critic_values: Literal["scalar", "categorical"] = "scalar"
+    """What critics give: a value, learned by squared error, or a distribution over bins."""
+    value_bins: int = 101
+    """How many bins a categorical critic has."""
+    value_low: float = -10.0
+    """Left end of the bins, in scaled reward."""
+    value_high: float = 110.0
+    """Right end of the bins. Meta-World's V2 rewards end at 10 a step, 1 after scaling."""
+    twins: Literal["min", "mean"] = "min"
+    """Which of the two critics' values counts: the lower, or their mean."""
     critic_learning_rate: float = 1e-3
     """Adam's, for the critics."""
     actor_learning_rate: float = 3e-4
@@ -52,6 +65,8 @@ class SACConfig:
     """Longest combined gradient that reaches Adam."""
     discount: float = 0.99
     """How much the next step's value counts."""
+    n_steps: int = 1
+    """Rewards taken from what happened before a critic's own estimate takes over."""
     target_rate: float = 0.025
     """Share of the critics that moves into their targets with each update."""
     target_entropy: float = -2.0
@@ -76,7 +91,7 @@ class SACConfig:
         Raises:
             UserError: Naming the option.
         """
-        for name in ("critic_width", "critic_depth", "actor_width", "actor_depth"):
+        for name in ("critic_width", "critic_depth", "actor_width", "actor_depth", "n_steps"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in (
             "critic_learning_rate",
@@ -95,6 +110,19 @@ class SACConfig:
         )
         for name in ("gradnorm_alpha", "gradnorm_actor_alpha"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _require("value_bins", self.value_bins, self.value_bins >= 2, "at least 2")
+        _require(
+            "value_high",
+            self.value_high,
+            math.isfinite(self.value_high - self.value_low) and self.value_high > self.value_low,
+            f"finite and above `--value-low` {self.value_low}",
+        )
+        _require(
+            "critic_depth",
+            self.critic_depth,
+            not self.residual or self.critic_depth % 2 == 1,
+            "odd with `--residual`, where layers after the first come in pairs",
+        )
         _require("discount", self.discount, 0 <= self.discount <= 1, "between 0 and 1")
         _require("target_rate", self.target_rate, 0 < self.target_rate <= 1, "in (0, 1]")
 
@@ -106,22 +134,39 @@ def _require(name: str, value: int | float, condition: bool, what: str) -> None:
 
 
 class Critics(nn.Module):
-    """Twin estimates of the soft action value, in one stacked network."""
+    """Twin estimates of the soft action value, in one stacked network.
+
+    Attributes:
+        values: What the outputs mean.
+    """
 
     def __init__(self, input_size: int, config: SACConfig, **options: Any) -> None:
         super().__init__()
-        sizes = [input_size, *[config.critic_width] * config.critic_depth, 1]
-        self.mlp = MLP(sizes, members=2, layer_norm=config.layer_norm, **options)
+        self.values = _values(config, options["generator"].device)
+        hidden = [config.critic_width] * config.critic_depth
+        self.mlp = MLP(
+            [input_size, *hidden, self.values.num_outputs],
+            members=2,
+            layer_norm=config.layer_norm,
+            residual=config.residual,
+            **options,
+        )
 
     def forward(
         self,
         observations: Float[Tensor, "K B O"],
         actions: Float[Tensor, "K B A"],
         tape: Tape | None = None,
-    ) -> Float[Tensor, "2 K B"]:
-        """Return both critics' values."""
-        values: Tensor = self.mlp(torch.cat([observations, actions], dim=-1)[None], tape)
-        return values.squeeze(-1)
+    ) -> Float[Tensor, "2 K B Z"]:
+        """Return both critics' outputs, which `values` decodes."""
+        outputs: Tensor = self.mlp(torch.cat([observations, actions], dim=-1)[None], tape)
+        return outputs
+
+
+def _values(config: SACConfig, device: torch.device) -> Values:
+    if config.critic_values == "scalar":
+        return ScalarValues()
+    return CategoricalValues(config.value_low, config.value_high, config.value_bins, device=device)
 
 
 class Actor(nn.Module):
@@ -279,25 +324,24 @@ class SAC:
         temperature. Only termination cuts the future off; a time limit does not.
         """
         actions, log_densities = self.actor(batch.next_observations).sample(noise)
-        values = self.target_critics(batch.next_observations, actions).amin(dim=0)
+        values = self._value(self.target_critics, batch.next_observations, actions)
         soft_values = values - self.log_temperatures.exp()[:, None] * log_densities
-        future = self.config.discount * (1 - batch.terminated) * soft_values
+        future = self.config.discount**batch.steps * (1 - batch.terminated) * soft_values
         targets: Tensor = self.config.reward_scale * batch.rewards + future
         return targets
 
     def critic_losses(
         self, batch: Batch, targets: Float[Tensor, "K B"], tape: Tape | None = None
     ) -> Float[Tensor, " K"]:
-        """Return each task's squared error, summed over both critics and averaged over its batch.
+        """Return each task's loss, summed over both critics and averaged over its batch.
 
         Args:
             batch: Whose observations and actions are judged.
             targets: What `target_values` returned.
             tape: Remembers the critics' layers.
         """
-        values = self.critics(batch.observations, batch.actions, tape)
-        losses: Tensor = (values - targets).square().mean(dim=-1).sum(dim=0)
-        return losses
+        outputs = self.critics(batch.observations, batch.actions, tape)
+        return self.critics.values.losses(outputs, targets).mean(dim=-1).sum(dim=0)
 
     def actor_losses(
         self, batch: Batch, noise: Float[Tensor, "K B A"], tape: Tape | None = None
@@ -312,10 +356,14 @@ class SAC:
         """
         policy: SquashedGaussian = self.actor(batch.observations, tape)
         actions, log_densities = policy.sample(noise)
-        values = self.critics(batch.observations, actions).amin(dim=0)
+        values = self._value(self.critics, batch.observations, actions)
         temperatures = self.log_temperatures.detach().exp()[:, None]
         losses: Tensor = (temperatures * log_densities - values).mean(dim=-1)
         return losses, log_densities.detach()
+
+    def _value(self, critics: Critics, observations: Tensor, actions: Tensor) -> Tensor:
+        both = critics.values.decode(critics(observations, actions))
+        return both.amin(dim=0) if self.config.twins == "min" else both.mean(dim=0)
 
     def _update_temperatures(self, log_densities: Float[Tensor, "K B"]) -> None:
         """Raise the temperature of tasks whose entropy is below the target, lower the others'."""

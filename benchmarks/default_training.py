@@ -74,6 +74,7 @@ def fill(replay: Replay, environments: Environments) -> None:
     seen, ended = torch.rand(*shape, O), np.zeros(shape, np.bool_)
     for _ in range(replay.capacity // environments.envs_per_task + 1):
         after = torch.rand(*shape, O)
-        batch = Batch(seen, torch.rand(*shape, A), torch.rand(shape), after, torch.zeros(shape))
+        actions, rewards = torch.rand(*shape, A), torch.rand(shape)
+        batch = Batch(seen, actions, rewards, after, torch.zeros(shape), torch.ones(shape))
         replay.add(batch, ended)
         seen = after

@@ -31,6 +31,9 @@ class Replay:
         observation_size: O.
         action_size: A.
         generator: Which transitions are sampled; its device is where the buffer lives.
+        steps: n, how many steps a sampled transition spans: fewer where an episode ended, or where
+            nothing is stored beyond.
+        discount: Of the rewards that are added up, where there are several.
 
     Raises:
         UserError: If the capacity is not positive.
@@ -44,6 +47,8 @@ class Replay:
         action_size: int,
         *,
         generator: torch.Generator,
+        steps: int = 1,
+        discount: float = 1.0,
     ) -> None:
         if capacity < 1:
             raise UserError(
@@ -52,6 +57,8 @@ class Replay:
         self.capacity = capacity
         self._num_tasks = K = num_tasks
         self._generator = generator
+        self._steps = steps
+        self._discount = discount
         self._device = device = generator.device
 
         # Slots lead, tasks follow: what is written together lies together, and what is in use is
@@ -67,6 +74,7 @@ class Replay:
         # Where transitions begin, oldest first: a ring of its own, read at random. What it holds,
         # and every count below, runs on from the beginning of time; i lies in slot i % C.
         self._starts = allocate(dtype=torch.int64)
+        self._begins = allocate(dtype=torch.bool)  # whether a transition begins at a slot
         self._starts_on_host = self._starts.cpu().numpy()  # the same memory if that is possible
         self._written = np.zeros(K, np.int64)  # observations
         self._begun = np.zeros(K, np.int64)  # transitions
@@ -86,7 +94,7 @@ class Replay:
     def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
         """Return how much memory a replay of these sizes takes."""
         numbers = observation_size + action_size + 1
-        marks = torch.bool.itemsize + torch.int32.itemsize + torch.int64.itemsize
+        marks = 2 * torch.bool.itemsize + torch.int32.itemsize + torch.int64.itemsize
         return num_tasks * capacity * (torch.float32.itemsize * numbers + marks)
 
     def add(
@@ -122,7 +130,11 @@ class Replay:
         if fresh.any():
             first = transitions.observations[torch.from_numpy(fresh)]
             self._put(self._rows(before)[fresh], observations=first)
-        self._put(self._rows(after).ravel(), observations=transitions.next_observations)
+        self._put(
+            self._rows(after).ravel(),
+            observations=transitions.next_observations,
+            begins=torch.zeros(shape, dtype=torch.bool),
+        )
         self._put(
             self._rows(before).ravel(),
             actions=transitions.actions,
@@ -132,6 +144,7 @@ class Replay:
         )
         ended = everyone if ended is None else ended
         left_out = ~everyone if left_out is None else left_out
+        self._put(self._rows(before).ravel(), begins=torch.from_numpy(~left_out))
         self._begin(before, ~left_out)
         self._forget()
         self._latest = after
@@ -160,12 +173,29 @@ class Replay:
             2**62, (self._num_tasks, batch_size), generator=self._generator, device=self._device
         )
         slots = self._get("starts", (first + drawn % size) % self.capacity) % self.capacity
+        return self._follow(slots)
+
+    def _follow(self, slots: Tensor) -> Batch:
+        """Go n steps on from slots (K, B), or as far as the episodes are stored."""
+        observations, actions = self._get("observations", slots), self._get("actions", slots)
+        rewards, steps = (torch.zeros(slots.shape, device=self._device) for _ in range(2))
+        goes_on = torch.ones(slots.shape, dtype=torch.bool, device=self._device)
+        for step in range(self._steps):
+            rewards += self._discount**step * self._get("rewards", slots) * goes_on
+            steps += goes_on
+            # Where it ended before, `slots` stays at the last transition.
+            following = self._get("next_slots", slots).long()
+            if step < self._steps - 1:
+                ended = self._get("terminated", slots)
+                goes_on = goes_on & ~ended & self._get("begins", following)
+                slots = torch.where(goes_on, following, slots)
         return Batch(
-            observations=self._get("observations", slots),
-            actions=self._get("actions", slots),
-            rewards=self._get("rewards", slots),
-            next_observations=self._get("observations", self._get("next_slots", slots).long()),
+            observations=observations,
+            actions=actions,
+            rewards=rewards,
+            next_observations=self._get("observations", following),
             terminated=self._get("terminated", slots).float(),
+            steps=steps,
         )
 
     def _allocate(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -252,7 +282,17 @@ class Replay:
         self._latest, self._over = copy.copy(state["latest"]), copy.copy(state["over"])
         self._starts_on_host = self._starts.cpu().numpy()
         self._forget()
+        self._mark_begins()
         restore_generator(self._generator, state["generator"])
+
+    def _mark_begins(self) -> None:
+        """Find again at which slots transitions begin."""
+        self._begins.zero_()
+        ages = (self._begun - 1 - np.arange(self.capacity)[:, None]) % self.capacity
+        in_use = ages < self._begun - self._forgotten
+        place, task = np.nonzero(in_use)
+        slots = self._starts_on_host[place, task] % self.capacity
+        self._put(slots * self._num_tasks + task, begins=torch.ones(len(slots), dtype=torch.bool))
 
     def _check(self, state: State) -> None:
         """Refuse what does not fit, lest it is found out by reading beside the arrays."""

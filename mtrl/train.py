@@ -203,6 +203,7 @@ class Trainer:
             next_observations=self._tensor(final),
             # A time limit is no end of the task: only termination stops values from bootstrapping.
             terminated=self._tensor(terminated),
+            steps=torch.ones(observations.shape[:2], device=self.device),
         )
         shape = observations.shape[:2]
         self.replay.add(transitions, ended.reshape(shape), left_out=left_out.reshape(shape))

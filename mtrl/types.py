@@ -24,11 +24,13 @@ class Batch:
     Attributes:
         observations: What the agent saw, ``(K, B, O)``, without the task one-hot.
         actions: What it did, in [-1, 1], ``(K, B, A)``.
-        rewards: What it got, ``(K, B)``, in the environment's own units.
-        next_observations: What it saw next, ``(K, B, O)``. At an episode's end this is that
-            episode's true last observation, never the next episode's first.
+        rewards: What it got, ``(K, B)``, in the environment's own units; of several steps the
+            discounted sum.
+        next_observations: What it saw next, ``(K, B, O)``, or after several steps. At an episode's
+            end this is that episode's true last observation, never the next episode's first.
         terminated: 1 where the task itself ended there and no value follows, else 0, ``(K, B)``. A
             time limit does not terminate: values bootstrap through it.
+        steps: How many steps lie between the two observations, ``(K, B)``.
     """
 
     observations: Float[Tensor, "K B O"]
@@ -36,6 +38,7 @@ class Batch:
     rewards: Float[Tensor, "K B"]
     next_observations: Float[Tensor, "K B O"]
     terminated: Float[Tensor, "K B"]
+    steps: Float[Tensor, "K B"]
 
 
 @runtime_checkable

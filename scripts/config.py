@@ -11,6 +11,8 @@ import envs
 from agents import SACConfig
 from mtrl.errors import UserError
 
+from .presets import PRESETS, PresetName
+
 MAY_DIFFER_ON_RESUME = frozenset(
     {
         *("total_steps", "eval_every", "checkpoint_every", "log_every", "eval_envs_per_task"),
@@ -28,6 +30,8 @@ class Config:
 
     benchmark: tuple[str, ...] = ("MT10",)
     """MT10, MT25, MT50, toy, one task's name (reach-v3), or several."""
+    preset: PresetName = "default"
+    """Where options that are left out come from; see docs/recipe.md."""
     total_steps: int = 3_000_000
     """When training ends. The published protocol has 2 million per task: 20000000 for MT10."""
     envs_per_task: int = 8
@@ -77,26 +81,36 @@ class Config:
     """Continue the run in --run-dir."""
 
     @classmethod
-    def for_benchmark(cls, benchmark: tuple[str, ...], total_steps: int | None = None) -> Config:
-        """Return the defaults for a benchmark, in proportion to its size and to the budget.
+    def for_benchmark(
+        cls,
+        benchmark: tuple[str, ...],
+        total_steps: int | None = None,
+        preset: PresetName = "default",
+    ) -> Config:
+        """Return a preset for a benchmark, in proportion to its size and to the budget.
 
         Args:
             benchmark: As on the command line.
-            total_steps: The budget; by default 300,000 steps per task, or 15,000 of a toy task.
+            total_steps: The budget; by default the preset's, or 15,000 of a toy task.
+            preset: Its name.
 
         Raises:
             UserError: If there is no such benchmark.
         """
         names = envs.task_names(benchmark)
+        chosen = PRESETS[preset]
         toy = names[0].startswith("toy-")
-        total_steps = total_steps or len(names) * (15_000 if toy else 300_000)
+        total_steps = total_steps or len(names) * (15_000 if toy else chosen.steps_per_task)
         return cls(
             benchmark=benchmark,
+            preset=preset,
             total_steps=total_steps,
             warmup_steps=min(total_steps // 50, 8_000 * len(names)),
             eval_every=max(1, total_steps // 10),
             checkpoint_every=max(1, total_steps // 10),
             log_every=max(1, total_steps // 100),
+            agent=SACConfig(**chosen.agent),
+            **chosen.options,
         )
 
     def validate(self) -> None:

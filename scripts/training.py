@@ -52,14 +52,17 @@ def main(benchmark: str) -> None:
 def parse(benchmark: str) -> Config:
     """Read the options off the command line.
 
-    What is left out follows from the benchmark and the budget asked for, or, if a run is to be
-    continued, from that run. So the options are read again whenever one of these is known.
+    What is left out follows from the preset, the benchmark and the budget asked for, or, if a run
+    is to be continued, from that run. So the options are read again whenever some of these are
+    known.
     """
     asked = parse_options(Config, Config.for_benchmark((benchmark,)))
     if asked.resume and asked.run_dir is not None:
         return parse_options(Config, Config.from_json(read_config(asked.run_dir)))
-    asked = parse_options(Config, Config.for_benchmark(asked.benchmark))
-    return parse_options(Config, Config.for_benchmark(asked.benchmark, asked.total_steps))
+    first = Config.for_benchmark(asked.benchmark, preset=asked.preset)
+    asked = parse_options(Config, first)
+    budget = asked.total_steps
+    return parse_options(Config, Config.for_benchmark(asked.benchmark, budget, asked.preset))
 
 
 def train(config: Config) -> int:
@@ -198,6 +201,8 @@ def make_replay(config: Config, environments: Environments, device: torch.device
         environments.single_observation_space.shape[0],
         environments.single_action_space.shape[0],
         generator=make_generator(config.seed, "replay", device),
+        steps=config.agent.n_steps,
+        discount=config.agent.discount,
     )
 
 

@@ -57,6 +57,7 @@ class Shape:
             rewards=normal(),
             next_observations=normal(OBSERVATION),
             terminated=torch.zeros(self.K, self.B),
+            steps=torch.ones(self.K, self.B),
         )
 
     @property

@@ -29,6 +29,7 @@ def make_batch() -> Callable[..., Batch]:
             rewards=10 * normal(K, B),
             next_observations=normal(K, B, O),
             terminated=(normal(K, B) > 0.5).to(dtype),
+            steps=1 + torch.arange(K * B).view(K, B).to(dtype) % 3,
         )
 
     return make

@@ -26,22 +26,38 @@ def _rows(mlp: MLP, losses: Tensor, tape: Tape) -> dict[str, Tensor]:
     return {name: by_parameter[parameter] for name, parameter in mlp.named_parameters()}
 
 
-def _ordinary(mlp: MLP) -> list[nn.Sequential]:
-    """One `nn.Sequential` per member, with the same numbers."""
-    networks = []
-    for member in range(len(mlp.weights[0])):
-        layers: list[nn.Module] = []
+class _Ordinary(nn.Module):
+    """One member of a stacked network, made of torch's own layers, with the same numbers."""
+
+    def __init__(self, mlp: MLP, member: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
         for weight, bias in zip(mlp.weights, mlp.biases, strict=True):
             layer = nn.Linear(*weight.shape[1:]).to(weight.dtype)
             layer.weight.data = weight.data[member].T.clone()
             layer.bias.data = bias.data[member, 0].clone()
-            layers.append(layer)
-            if mlp.layer_norm:
-                layers.append(nn.LayerNorm(weight.shape[-1], elementwise_affine=False))
-            layers.append(nn.ReLU())
-        hidden_to_output = layers[: -2 if mlp.layer_norm else -1]
-        networks.append(nn.Sequential(*hidden_to_output))
-    return networks
+            self.layers.append(layer)
+        widths = [layer.out_features for layer in self.layers[:-1]]
+        kind = nn.Identity if not mlp.layer_norm else nn.LayerNorm
+        self.norms = [kind(width, elementwise_affine=False) for width in widths]
+        self.residual = mlp.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        *affine, output = self.layers
+        pairs = zip(affine, self.norms, strict=True)
+        hidden = [lambda x, f=f, norm=norm: norm(f(x)) for f, norm in pairs]
+        if not self.residual:
+            for layer in hidden:
+                x = layer(x).relu()
+            return output(x)
+        x = hidden[0](x).relu()
+        for first, second in zip(hidden[1::2], hidden[2::2], strict=True):
+            x = x + second(first(x).relu())
+        return output(x)
+
+
+def _ordinary(mlp: MLP) -> list[_Ordinary]:
+    return [_Ordinary(mlp, member) for member in range(len(mlp.weights[0]))]
 
 
 def _loss(outputs: Tensor, k: int) -> Tensor:
@@ -49,7 +65,7 @@ def _loss(outputs: Tensor, k: int) -> Tensor:
     return (outputs * (1 + k)).sin().square().mean()
 
 
-def _stack(networks: list[nn.Sequential], gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _stack(networks: list[_Ordinary], gradients: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Gradients of the ordinary networks' parameters, in the stacked network's layout."""
     depth = len(gradients) // len(networks) // 2
     members = [gradients[2 * depth * e : 2 * depth * (e + 1)] for e in range(len(networks))]
@@ -73,8 +89,28 @@ def _stack(networks: list[nn.Sequential], gradients: tuple[Tensor, ...]) -> dict
 def test_per_task_gradients_are_those_of_separate_backward_passes(
     K, B, E, sizes, layer_norm, shared_inputs, one_hot
 ):
+    _compare_gradients(K, B, E, sizes, layer_norm, shared_inputs, one_hot, residual=False)
+
+
+@settings(max_examples=40)
+@given(
+    K=st.integers(1, 5),
+    B=st.integers(1, 6),
+    E=st.integers(1, 3),
+    width=st.integers(1, 9),
+    blocks=st.integers(0, 3),
+    layer_norm=st.booleans(),
+    one_hot=st.booleans(),
+)
+def test_so_are_those_of_residual_networks(K, B, E, width, blocks, layer_norm, one_hot):
+    sizes = [4, *[width] * (1 + 2 * blocks), 3]
+    _compare_gradients(K, B, E, sizes, layer_norm, True, one_hot, residual=True)
+
+
+def _compare_gradients(K, B, E, sizes, layer_norm, shared_inputs, one_hot, *, residual):
     num_tasks = K if one_hot else 0
-    mlp = _mlp(sizes, seed=K + B, members=E, layer_norm=layer_norm, num_tasks=num_tasks)
+    options = {"members": E, "layer_norm": layer_norm, "residual": residual}
+    mlp = _mlp(sizes, seed=K + B, num_tasks=num_tasks, **options)
     shape = (1 if shared_inputs else E, K, B, sizes[0])
     inputs = torch.randn(shape, generator=_generator(E), dtype=torch.float64)
     networks = _ordinary(mlp)

@@ -80,7 +80,7 @@ class PlainSAC:
             temperatures = self.log_temperatures.exp()[:, None]
             actions, densities = self._sample(batch.next_observations, critic_noise)
             values = self._values(self.targets, batch.next_observations, actions).amin(dim=0)
-            future = config.discount * (values - temperatures * densities)
+            future = config.discount**batch.steps * (values - temperatures * densities)
             targets = config.reward_scale * batch.rewards + future * (batch.terminated == 0)
         values = self._values(self.critics, batch.observations, batch.actions)
         self._descend((values - targets).square().mean(dim=(1, 2)).sum(), self.critic_adam)

@@ -11,12 +11,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from agents.networks import MLP
-from agents.sac import SAC
+from agents.sac import SAC, SACConfig
+from agents.values import CategoricalValues
 from mtrl.gradients import Tape, jacobian, rows
 from mtrl.types import Batch
 
 K, B, O, A = 3, 5, 4, 2  # noqa: E741
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
+VARIANTS = {
+    "plain": {"layer_norm": False},
+    "normalised": {"layer_norm": True},
+    "mean": {"twins": "mean"},
+    "residual": {"residual": True, "critic_depth": 3},
+    "categorical": {"critic_values": "categorical", "value_bins": 7},
+}
+every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 
 
 def _noise(seed: int) -> Tensor:
@@ -27,11 +36,14 @@ def _noise(seed: int) -> Tensor:
 def _network(mlp: MLP, member: int, x: Tensor) -> Tensor:
     last = len(mlp.weights) - 1
     for layer, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
+        if mlp.residual and layer % 2 == 1:
+            entered = x
         x = x @ weight[member] + bias[member, 0]
         if layer < last:
             if mlp.layer_norm:
                 x = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
-            x = x.clamp_min(0)
+            ends_block = mlp.residual and layer > 0 and layer % 2 == 0
+            x = x + entered if ends_block else x.clamp_min(0)
     return x
 
 
@@ -39,9 +51,34 @@ def _with_task(x: Tensor, k: int) -> Tensor:
     return torch.cat([x, F.one_hot(torch.tensor(k), K).to(x.dtype)])
 
 
-def _lowest_value(critics: nn.Module, k: int, observation: Tensor, action: Tensor) -> Tensor:
+def _bins(config: SACConfig) -> Tensor:
+    return torch.linspace(
+        config.value_low, config.value_high, config.value_bins + 1, dtype=torch.float64
+    )
+
+
+def _critic_value(config: SACConfig, output: Tensor) -> Tensor:
+    if config.critic_values == "scalar":
+        return output[0]
+    edges = _bins(config)
+    return (output.softmax(dim=0) * (edges[1:] + edges[:-1]) / 2).sum()
+
+
+def _value(agent: SAC, critics: nn.Module, k: int, observation: Tensor, action: Tensor) -> Tensor:
     x = _with_task(torch.cat([observation, action]), k)
-    return min(_network(critics.mlp, member, x)[0] for member in range(2))
+    outputs = [_network(critics.mlp, member, x) for member in range(2)]
+    one, other = (_critic_value(agent.config, output) for output in outputs)
+    return min(one, other) if agent.config.twins == "min" else (one + other) / 2
+
+
+def _error(config: SACConfig, output: Tensor, target: Tensor) -> Tensor:
+    if config.critic_values == "scalar":
+        return (output[0] - target) ** 2
+    edges = _bins(config)
+    width = (edges[1] - edges[0]) * CategoricalValues.WIDTH
+    inside = target.clamp(config.value_low, config.value_high)
+    mass = torch.distributions.Normal(inside, width).cdf(edges).diff()
+    return -(mass / mass.sum() * output.softmax(dim=0).log()).sum()
 
 
 def _act(agent: SAC, k: int, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,10 +97,14 @@ def _temperature(agent: SAC, k: int) -> float:
 def _target(agent: SAC, batch: Batch, k: int, b: int, noise: Tensor) -> Tensor:
     config = agent.config
     action, log_density = _act(agent, k, batch.next_observations[k, b], noise[k, b])
-    value = _lowest_value(agent.target_critics, k, batch.next_observations[k, b], action)
+    value = _value(agent, agent.target_critics, k, batch.next_observations[k, b], action)
     soft_value = value - _temperature(agent, k) * log_density
     reward = config.reward_scale * batch.rewards[k, b]
-    return reward if batch.terminated[k, b] else reward + config.discount * soft_value
+    return (
+        reward
+        if batch.terminated[k, b]
+        else reward + config.discount ** batch.steps[k, b] * soft_value
+    )
 
 
 def _critic_loss(agent: SAC, batch: Batch, targets: Tensor, k: int) -> Tensor:
@@ -71,7 +112,8 @@ def _critic_loss(agent: SAC, batch: Batch, targets: Tensor, k: int) -> Tensor:
     for b in range(B):
         x = _with_task(torch.cat([batch.observations[k, b], batch.actions[k, b]]), k)
         for member in range(2):
-            total = total + (_network(agent.critics.mlp, member, x)[0] - targets[k, b]) ** 2
+            output = _network(agent.critics.mlp, member, x)
+            total = total + _error(agent.config, output, targets[k, b])
     return total / B
 
 
@@ -80,7 +122,7 @@ def _actor_loss(agent: SAC, batch: Batch, noise: Tensor, k: int) -> tuple[Tensor
     for b in range(B):
         observation = batch.observations[k, b]
         action, log_density = _act(agent, k, observation, noise[k, b])
-        value = _lowest_value(agent.critics, k, observation, action)
+        value = _value(agent, agent.critics, k, observation, action)
         losses.append(_temperature(agent, k) * log_density - value)
         log_densities.append(log_density)
     return sum(losses) / B, torch.stack(log_densities)
@@ -92,9 +134,9 @@ def _rows(losses: list[Tensor], module: nn.Module) -> dict[Tensor, Tensor]:
     return {key: torch.stack(column) for key, *column in zip(parameters, *gradients, strict=True)}
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_target_values_are_the_references(make_agent, make_batch, layer_norm):
-    agent, batch, noise = make_agent(double=True, layer_norm=layer_norm), make_batch(), _noise(1)
+@every_variant
+def test_target_values_are_the_references(make_agent, make_batch, options):
+    agent, batch, noise = make_agent(double=True, **options), make_batch(), _noise(1)
     with torch.no_grad():
         expected = torch.stack(
             [torch.stack([_target(agent, batch, k, b, noise) for b in range(B)]) for k in range(K)]
@@ -104,9 +146,9 @@ def test_target_values_are_the_references(make_agent, make_batch, layer_norm):
     torch.testing.assert_close(targets, expected, **EXACT)
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_critic_losses_and_gradients_are_the_references(make_agent, make_batch, layer_norm):
-    agent, batch = make_agent(double=True, layer_norm=layer_norm), make_batch()
+@every_variant
+def test_critic_losses_and_gradients_are_the_references(make_agent, make_batch, options):
+    agent, batch = make_agent(double=True, **options), make_batch()
     targets = agent.target_values(batch, _noise(1))
     expected = [_critic_loss(agent, batch, targets, k) for k in range(K)]
     tape = Tape()
@@ -117,9 +159,9 @@ def test_critic_losses_and_gradients_are_the_references(make_agent, make_batch, 
     )
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_actor_losses_and_gradients_are_the_references(make_agent, make_batch, layer_norm):
-    agent, batch, noise = make_agent(double=True, layer_norm=layer_norm), make_batch(), _noise(2)
+@every_variant
+def test_actor_losses_and_gradients_are_the_references(make_agent, make_batch, options):
+    agent, batch, noise = make_agent(double=True, **options), make_batch(), _noise(2)
     expected, log_densities = zip(
         *(_actor_loss(agent, batch, noise, k) for k in range(K)), strict=True
     )

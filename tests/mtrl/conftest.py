@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from mtrl.types import Batch
 
@@ -22,6 +23,7 @@ def stored():
                 state["next_slots"][slots, tasks].long(), tasks
             ].transpose(0, 1),
             terminated=state["terminated"][slots, tasks].transpose(0, 1).float(),
+            steps=torch.ones(slots.shape).T,
         )
 
     return stored

@@ -36,8 +36,9 @@ class Learner:
         rewards, terminated = self._normal(2, K, B)
         actions = self._normal(K, B, A).tanh()
         terminated = (terminated > 1).float()
+        steps = torch.ones_like(rewards)
         return self.agent.update(
-            Batch(observations, actions, rewards, next_observations, terminated)
+            Batch(observations, actions, rewards, next_observations, terminated, steps)
         )
 
 

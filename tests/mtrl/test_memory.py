@@ -56,7 +56,7 @@ def test_the_largest_of_several_needs_is_named(system):
 def test_a_replay_knows_what_it_takes():
     sizes = (3, 1000, 39, 4)
     replay = Replay(*sizes, generator=torch.Generator())
-    step = Batch(*(torch.zeros(3, 10, *size) for size in ((39,), (4,), (), (39,), ())))
+    step = Batch(*(torch.zeros(3, 10, *size) for size in ((39,), (4,), (), (39,), (), ())))
     for _ in range(100):
         replay.add(step)
     stored = _tensors(replay.state_dict())

@@ -25,8 +25,9 @@ class Streams:
     was seen first in an episode, or after a step left out, comes before what everybody saw next.
     """
 
-    def __init__(self, capacity, N, seed=0):
-        self.replay = Replay(K, capacity, O, A, generator=torch.Generator().manual_seed(seed))
+    def __init__(self, capacity, N, seed=0, **options):
+        generator = torch.Generator().manual_seed(seed)
+        self.replay = Replay(K, capacity, O, A, generator=generator, **options)
         self._numbers = [0] * K
         self._transitions = [[] for _ in range(K)]  # (number, first and last, reward) per task
         self._seen = [[None] * N for _ in range(K)]
@@ -69,6 +70,7 @@ def _transitions(before, after):
         rewards=before + task,
         next_observations=(after + task)[..., None] + torch.arange(O) / 8,
         terminated=before % 2,
+        steps=torch.ones_like(before),
     )
 
 
@@ -110,6 +112,40 @@ def test_remembers_what_lists_remember_however_episodes_end(capacity, steps, rar
         assert streams.replay.size == min(map(len, expected))
         if streams.replay.size:  # 300 draws miss one of 20 with probability 2e-7
             assert _assert_whole(streams.replay.sample(300)) == expected
+
+
+@settings(max_examples=60)
+@given(
+    capacity=st.integers(6, 20),
+    steps=st.lists(st.tuples(_flags, _flags), min_size=1, max_size=25),
+    n=st.integers(1, 4),
+    reloaded=st.booleans(),
+)
+def test_several_steps_are_what_one_by_one_add_up_to(capacity, steps, n, reloaded):
+    streams = Streams(capacity, N=2, steps=n, discount=0.5)
+    for ended, left_out in steps:
+        streams.step(np.reshape(ended, (K, 2)), np.reshape(left_out, (K, 2)))
+    replay = streams.replay
+    if reloaded:
+        replay = Streams(capacity, N=2, steps=n, discount=0.5).replay
+        replay.load_state_dict(streams.replay.state_dict())
+    if not replay.size:
+        return
+    batch = replay.sample(300)
+    for k in range(K):
+        following = dict(streams.expected(k))
+        starts = (batch.observations[k, :, 0] - 1000 * k).tolist()
+        assert set(starts) == set(following)
+        for row, start in enumerate(starts):
+            chain = [start]
+            while len(chain) < n and not chain[-1] % 2 and following[chain[-1]] in following:
+                chain.append(following[chain[-1]])
+            total = sum(0.5**i * (first + 1000 * k) for i, first in enumerate(chain))
+            assert batch.rewards[k, row] == total
+            assert batch.steps[k, row] == len(chain)
+            assert batch.terminated[k, row] == chain[-1] % 2
+            assert batch.next_observations[k, row, 0] == following[chain[-1]] + 1000 * k
+            assert batch.actions[k, row, 0] == -(start + 1000 * k)
 
 
 def test_draws_are_uniform_and_independent_between_tasks():
@@ -170,7 +206,7 @@ def test_an_observation_is_stored_once():
     for number in range(1400):
         values = torch.full((2, 4, 39), float(number))
         zeros = torch.zeros(2, 4)
-        batch = Batch(values, torch.zeros(2, 4, 4), zeros, values + 1, zeros)
+        batch = Batch(values, torch.zeros(2, 4, 4), zeros, values + 1, zeros, zeros + 1)
         replay.add(batch, ended | (number % 500 == 499))
     held = [value for value in vars(replay).values() if isinstance(value, torch.Tensor)]
     bytes_held = sum(tensor.nbytes for tensor in held)

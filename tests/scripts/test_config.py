@@ -11,6 +11,7 @@ from mtrl.train import Schedule
 from scripts import training
 from scripts.command_line import parse_options
 from scripts.config import MAY_DIFFER_ON_RESUME, Config
+from scripts.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_a_value_that_cannot_work_is_named_with_its_option_and_a_remedy(name, va
     [
         *[
             (name, [0, -1])
-            for name in ("critic_width", "critic_depth", "actor_width", "actor_depth")
+            for name in ("critic_width", "critic_depth", "actor_width", "actor_depth", "n_steps")
         ],
         *[
             (name, [0.0, -1.0, float("nan")])
@@ -59,6 +60,8 @@ def test_a_value_that_cannot_work_is_named_with_its_option_and_a_remedy(name, va
         *[(name, [-0.1, float("nan")]) for name in ("gradnorm_alpha", "gradnorm_actor_alpha")],
         ("discount", [-0.1, 1.1, float("nan")]),
         ("target_rate", [0.0, 1.1]),
+        ("value_bins", [1, 0]),
+        ("value_high", [-10.0, -11.0, float("nan"), float("inf")]),
     ],
 )
 def test_an_agent_that_cannot_work_is_refused_likewise(name, values):
@@ -69,6 +72,37 @@ def test_an_agent_that_cannot_work_is_refused_likewise(name, values):
 
 def test_the_defaults_are_valid():
     Config().validate()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("benchmark", ["MT10", "MT50", "toy"])
+def test_presets_are_valid_and_leave_their_mark(preset, benchmark):
+    config = Config.for_benchmark((benchmark,), preset=preset)
+    config.validate()
+    assert config.preset == preset
+    for options, chosen in (
+        (config, PRESETS[preset].options),
+        (config.agent, PRESETS[preset].agent),
+    ):
+        for name, value in chosen.items():
+            assert getattr(options, name) == value
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_all_presets_balance_critics_and_actor(preset):
+    agent = Config.for_benchmark(("MT10",), preset=preset).agent
+    assert agent.critic_weighting == agent.actor_weighting == "gradnorm+pcgrad"
+
+
+def test_a_preset_gives_way_to_options_and_scales_with_the_budget(monkeypatch):
+    arguments = ["train", "--preset", "paper", "--critic-width", "7", "--total-steps", "1000"]
+    monkeypatch.setattr("sys.argv", arguments)
+    config = training.parse("MT10")
+    paper = PRESETS["paper"]
+    assert config.agent.critic_width == 7
+    assert config.agent.actor_width == paper.agent["actor_width"]
+    assert config.batch_size == paper.options["batch_size"]
+    assert (config.total_steps, config.eval_every, config.log_every) == (1000, 100, 10)
 
 
 def test_a_configuration_survives_json():
