@@ -32,28 +32,35 @@ COMMON = (
     "--simulation-threads 1 --wandb disabled"
 )
 RESIDUAL = "--residual --critic-depth 3"
-VARIANTS = {
+CATEGORICAL = "--critic-values categorical"
+UNIFORM = "--critic-weighting uniform --actor-weighting uniform"
+ALONE = {
     "default": "",
+    "n-steps-3": "--n-steps 3",
+    "n-steps-8": "--n-steps 8",
+    "n-steps-16": "--n-steps 16",
+}
+"""The length of returns, which matters most, on its own."""
+BESIDE = {
     "entropy-4": "--target-entropy -4",
     "mean": "--twins mean",
     "residual": RESIDUAL,
-    "categorical": "--critic-values categorical",
-    "residual-categorical": f"{RESIDUAL} --critic-values categorical",
-    "residual-categorical-mean": f"{RESIDUAL} --critic-values categorical --twins mean",
+    "categorical": CATEGORICAL,
+    "residual-categorical": f"{RESIDUAL} {CATEGORICAL}",
     "width-512": "--critic-width 512",
     "batch-128": "--batch-size 128",
     "batch-32": "--batch-size 32",
     "critic-rate-3e-4": "--critic-learning-rate 3e-4",
     "actor-rate-1e-3": "--actor-learning-rate 1e-3",
-    "steps-3": "--n-steps 3",
-    "steps-8": "--n-steps 8",
     "discount-0.98": "--discount 0.98",
-    "uniform": "--critic-weighting uniform --actor-weighting uniform",
-    "pcgrad": "--critic-weighting pcgrad --actor-weighting pcgrad",
-    "gradnorm": "--critic-weighting gradnorm --actor-weighting gradnorm",
+    "uniform": UNIFORM,
+    "pcgrad": UNIFORM.replace("uniform", "pcgrad"),
+    "gradnorm": UNIFORM.replace("uniform", "gradnorm"),
     "balanced-critics": "--actor-weighting uniform",
     "balanced-actor": "--critic-weighting uniform",
 }
+"""Everything else, beside returns of eight steps."""
+VARIANTS = ALONE | {name: f"--n-steps 8 {options}" for name, options in BESIDE.items()}
 """Options of the training script, by name."""
 
 
