@@ -18,7 +18,7 @@ from .files import fsync_directory, write_json_atomic
 from .provenance import library_versions
 
 FORMAT = "mtrl-checkpoint"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 # Far above anything real: a damaged or hostile file must not fill the memory.
 MAX_MANIFEST_BYTES = 1 << 20
