@@ -176,7 +176,11 @@ def test_the_table_fits_the_terminal_and_shows_every_task(num_tasks):
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "Input/output error")])
-def test_training_goes_on_when_the_output_is_gone(clock, error):
+def test_training_goes_on_when_the_output_is_gone(clock, error, tmp_path, monkeypatch):
+    # Rich puts /dev/null in the place of a broken standard output, which here is pytest's.
+    output = (tmp_path / "output").open("w")
+    monkeypatch.setattr("sys.stdout", output)
+
     class Gone(io.StringIO):
         def write(self, text):
             raise error
@@ -185,6 +189,7 @@ def test_training_goes_on_when_the_output_is_gone(clock, error):
     display.log(evaluation(50, 1.0, 0.5))
     train(display, clock, seconds=100, steps_per_second=1)
     display.close()
+    output.close()
 
 
 def test_advancing_costs_microseconds():
