@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mtrl.logging import JsonlLogger
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SMALL = (
     *("--benchmark", "toy", "--envs-per-task", "2", "--eval-envs-per-task", "50"),
@@ -131,6 +133,31 @@ def finished(_finished, tmp_path):
     """Give a copy of a finished run of 400 steps, as `tmp_path/run`, and its `Result`."""
     path, result = _finished
     return shutil.copytree(path, tmp_path / "run", symlinks=True), result
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Make a run directory that holds a curve: success rates of some tasks at some steps."""
+
+    def make(name, success, steps=(1000, 2000), *, tasks=("a", "b"), minutes=None, config=None):
+        path = tmp_path / name
+        path.mkdir(parents=True)
+        logger = JsonlLogger(path / "metrics.jsonl")
+        minutes = minutes or [step / 1000 for step in steps]
+        for step, minute, rates in zip(steps, minutes, success, strict=True):
+            progress = {"progress/env_steps": step, "time/seconds": 60.0 * minute}
+            logger.log(progress | {"train/success_rate/a": 0.5})
+            rates = dict(zip(tasks, rates, strict=True))
+            logger.log(progress | {f"eval/success_rate/{k}": rate for k, rate in rates.items()})
+        logger.close()
+        if config is not None:
+            machine = {"cpu": "an abacus", "cores": 2}
+            versions = {"metaworld": "3.1.1"}
+            record = {"config": config, "versions": versions, "machine": machine}
+            (path / "config.json").write_text(json.dumps(record))
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")

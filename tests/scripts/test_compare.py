@@ -1,0 +1,105 @@
+"""What a user sees of `scripts/compare.py`."""
+
+import numpy as np
+import pytest
+
+from mtrl.statistics import bootstrap_interval, iqm, probability_of_improvement
+
+SEEDS = {
+    "good": [[0.9, 0.6], [0.8, 1.0], [0.7, 0.9]],
+    "poor": [[0.1, 0.3], [0.6, 0.2]],
+}
+
+
+@pytest.fixture
+def two_groups(make_run):
+    """Two groups of runs at 1000, 2000 and 3000 steps, with the scores above at the last."""
+    for name, runs in SEEDS.items():
+        for seed, last in enumerate(runs, start=1):
+            success = [[0.0, 0.2], [0.5, 0.5], last]
+            make_run(
+                f"{name}_seed{seed}",
+                success,
+                (1000, 2000, 3000),
+                minutes=[seed, 2 * seed, 4 * seed],
+                config={"benchmark": ["toy"], "seed": seed, "name": name},
+            )
+
+
+def cells(out, first):
+    """Find the row that begins with a name in each of the Markdown tables, split into cells."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()]
+    return [row for row in rows if row and row[0] == first]
+
+
+def span(statistic, *scores):
+    low, high = bootstrap_interval(statistic, *scores, generator=np.random.default_rng(0))
+    return f"{low:.2f} to {high:.2f}"
+
+
+def test_the_table_holds_the_statistics_of_the_last_common_evaluation(two_groups, run):
+    names = [f"{name}_seed{s}" for name, runs in SEEDS.items() for s in range(1, len(runs) + 1)]
+    result = run("compare", *names, "--threshold", "0.5", "0.8", "--per-task", "--markdown")
+    assert result.code == 0, result.err
+    assert result.err == ""
+    good, poor = (np.array(runs) for runs in SEEDS.values())
+    success, half, most, improvement = cells(result.out, "good")
+    assert success[1:5] == ["3", "3,000", "1,500", "8.0"]
+    assert success[5:] == [f"{iqm(good):.3f}", span(iqm, good), f"{good.mean():.3f}"]
+    # The first evaluation with a mean of 0.5 is the second: 2, 4 and 6 minutes. Of 0.8: the last
+    # of the second run and of the third, so the median of three is the later of these.
+    assert half[1:] == ["0.5", "3 of 3", "2,000", "1,000", "4.0"]
+    assert most[1:] == ["0.8", "2 of 3", "3,000", "1,500", "12.0"]
+    odds = probability_of_improvement(good, poor)
+    assert improvement[1:] == [
+        "",
+        f"{odds:.2f} ({span(probability_of_improvement, good, poor)})",
+    ]
+    assert cells(result.out, "poor")[1][1:] == ["0.5", "2 of 2", "2,000", "1,000", "3.0"]
+    assert cells(result.out, "poor")[2][1:] == ["0.8", "0 of 2", "-", "-", "-"]
+    (task,) = cells(result.out, "b")
+    assert task[1:] == [f"{good[:, 1].mean():.2f}", f"{poor[:, 1].mean():.2f}"]
+    for told in ("fewer than five runs", "Seeds: good 1, 2, 3; poor 1, 2", "an abacus, 2 cores"):
+        assert told in result.out
+
+
+def test_one_run_has_no_interval_and_budgets_can_be_set_equal(two_groups, run, make_run):
+    make_run("short_seed1", [[1.0, 0.6]], (2000,))
+    result = run("compare", "good_seed1", "short_seed1", "--markdown")
+    assert result.code == 0, result.err
+    assert cells(result.out, "good")[0][5:] == ["0.750", "-", "0.750"]
+    assert cells(result.out, "good")[2][1:] == ["", "0.25 (-)"]
+    assert "no interval" in result.out
+    assert "different steps" in result.out
+    result = run("compare", "good_seed1", "short_seed1", "--steps", "2500", "--markdown")
+    assert cells(result.out, "good")[0][1:3] == ["1", "2,000"]
+    assert "different steps" not in result.out
+
+
+def test_a_real_training_can_be_compared(finished, run):
+    result = run("compare", "run")
+    assert result.code == 0, result.err
+    rows = [line.split() for line in result.out.splitlines()]
+    success, threshold = [row for row in rows if row[:1] == ["run"]]
+    assert success[:4] == ["run", "1", "400", "100"]
+    assert threshold[1] == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["nowhere"], ["`RUN` nowhere does not exist"]),
+        ([], ["`RUN` is missing"]),
+        (["good_seed1", "--threshold", "50"], ["`--threshold` is 50", "up to 1"]),
+        (["good_seed1", "--steps", "999"], ["`--steps` is 999", "at least 1000", "good"]),
+        (["good_seed1", "--stepps", "999"], ["--stepps", "--steps"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_bad_input_ends_with_one_line(two_groups, run, options, fragments):
+    result = run("compare", *options)
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ")
+    assert all(fragment in line for fragment in fragments)
+    assert result.out == ""
