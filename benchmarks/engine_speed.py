@@ -104,11 +104,11 @@ def physics_alone(
     simulation, workers = engine._simulation, engine._workers
 
     def step(actions: NDArray[np.float32]) -> None:
-        simulation.begin()
+        next_chunk = np.zeros(1, np.int64)
         job = functools.partial(
             _physics_chunks,
             simulation._chunks,
-            simulation._next_chunk.ctypes.data,
+            next_chunk.ctypes.data,
             simulation._rig_records,
             actions,
         )

@@ -217,7 +217,9 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
 
         Raises:
             RuntimeError: if nothing was sent.
+            ClosedEnvironmentError: after `close`.
         """
+        self._refuse_closed()
         if not self._in_flight:
             raise RuntimeError("call send(actions) before recv()")
         outcome = self._end_step()
@@ -245,8 +247,9 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._refuse_in_flight("step" if waits else "send")
         if self._needs_reset:
             raise ResetNeeded("call reset() before a step")
-        self._begin_step(self._checked(actions), waits=waits)
-        self._in_flight = True
+        checked = self._checked(actions)
+        self._in_flight = True  # before: whoever interrupts what follows has to call `recv`
+        self._begin_step(checked, waits=waits)
 
     def _begin_step(self, actions: NDArray[Any], *, waits: bool) -> None:  # noqa: ARG002
         """Keep `actions` and begin what can be done in the background.

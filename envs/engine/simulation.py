@@ -29,6 +29,7 @@ from .rig import (
 from .scene import MEASURES_DTYPE, Task, scene_dtype
 from .snapshot import Snapshot
 from .template import STATE_SPEC, Template
+from .workers import Job
 
 _CHUNKS_PER_THREAD = 8  # of which the threads help themselves, so that none waits long
 
@@ -92,8 +93,7 @@ class Simulation:
             self.observations,
             self.diverged,
         )
-        self._next_chunk = np.full(1, len(self._chunks))
-        self._finished = np.ones(len(self._chunks), np.bool_)
+        self._finished = np.zeros(len(self._chunks), np.bool_)
         self._models = self._share_models()
 
     def remade(self, templates: Sequence[Template]) -> Simulation:
@@ -113,14 +113,28 @@ class Simulation:
             for name, value in snapshot.constants(task).items():
                 scene[name] = value
 
-    def begin(self) -> None:
-        """Begin a step: every chunk of rows is to be taken by whoever calls `step_chunks`."""
-        self._finished[:] = False
-        self._next_chunk[0] = 0
+    def begin(self) -> Job:
+        """Begin a step with `actions`.
 
-    def step_chunks(self) -> None:
-        """Step rows with `actions` until all are taken; several threads may do so at once."""
-        step_chunks(self._chunks, self._next_chunk.ctypes.data, self._finished, *self._buffers)
+        Returns:
+            What steps the rows; several threads may run it at once and share the work. It knows its
+            own step only: a thread that comes back late takes nothing of another.
+        """
+        next_chunk = np.zeros(1, np.int64)
+        self._finished = finished = np.zeros(len(self._chunks), np.bool_)
+
+        def step_all() -> None:
+            failure = None
+            for _ in range(len(self._chunks) + 1):  # a chunk that raises does not stop the others
+                try:
+                    step_chunks(self._chunks, next_chunk.ctypes.data, finished, *self._buffers)
+                    break
+                except Exception as error:
+                    failure = error
+            if failure is not None:
+                raise failure
+
+        return step_all
 
     def unfinished_rows(self) -> list[int]:
         """Return the rows that have not been stepped since `begin`."""

@@ -47,9 +47,9 @@ class EngineVectorEnv(MujocoVectorEnv):
     number of threads does not change any result.
 
     `infos` holds what `OfficialVectorEnv` gives and `diverged`: where it is True, MuJoCo gave up
-    on the simulation, or its step failed or hung. The episode is truncated there with the last
-    sound observation, reward and measures 0: nothing of it happened, so such a step is better left
-    out of a replay.
+    on the simulation, or its step failed, hung or was cut short by an interrupt. The episode is
+    truncated there with the last sound observation, reward and measures 0: nothing of it happened,
+    so such a step is better left out of a replay.
 
     Attributes:
         num_diverged: Steps lost to diverged simulations so far.
@@ -101,6 +101,7 @@ class EngineVectorEnv(MujocoVectorEnv):
         self._stable = np.zeros_like(self._simulation.observations)
         self.num_diverged = 0
         self.num_failures = 0
+        self._job = self._simulation.begin()
         self._takes_part = False
         self._workers = Workers(threads)
 
@@ -133,6 +134,7 @@ class EngineVectorEnv(MujocoVectorEnv):
             RuntimeError: between `send` and `recv`.
             ValueError: if the state is not one of these tasks, goals and numbers of environments.
         """
+        self._refuse_closed()
         self._refuse_in_flight("set_state")
         self._refuse_foreign(state)
         super().set_state(state)
@@ -166,11 +168,11 @@ class EngineVectorEnv(MujocoVectorEnv):
         return self._simulation.observations[indices]
 
     def _begin_step(self, actions: NDArray[Any], *, waits: bool) -> None:
+        self._job = self._simulation.begin()
+        self._takes_part = waits
         self._simulation.actions[:] = actions
         self._stable[:] = self._simulation.observations
-        self._simulation.begin()
-        self._takes_part = waits
-        self._workers.start(self._simulation.step_chunks, self._workers.num_threads - waits)
+        self._workers.start(self._job, self._workers.num_threads - waits)
 
     def _end_step(self) -> Outcome:
         failed = self._wait()
@@ -189,8 +191,8 @@ class EngineVectorEnv(MujocoVectorEnv):
     def _wait(self) -> dict[int, BaseException]:
         """Wait for physics, then rewards that are Python; returns what failed, by row."""
         error = self._take_part() if self._takes_part else None
-        error = self._workers.wait(STEP_SECONDS) or error
-        failed = dict.fromkeys(self._simulation.unfinished_rows(), error) if error else {}
+        error = self._workers.wait(STEP_SECONDS) or error or RuntimeError("it was interrupted")
+        failed = dict.fromkeys(self._simulation.unfinished_rows(), error)
         if self.python_tasks:
             missing: dict[int, BaseException] = {}
             evaluate = functools.partial(self._python_rewards.evaluate_all, failed, missing)
@@ -202,7 +204,7 @@ class EngineVectorEnv(MujocoVectorEnv):
     def _take_part(self) -> BaseException | None:
         """Step in the calling thread too: waking another costs as much as stepping one row."""
         try:
-            self._simulation.step_chunks()
+            self._job()
         except Exception as error:
             return error
         return None
@@ -222,6 +224,13 @@ class EngineVectorEnv(MujocoVectorEnv):
             raise RunError(f"{reason}, {MAX_FAILURES} times in all: add `--resume` to go on")
         _logger.warning("%s and is replaced; its episodes are dropped", reason)
         self._in_flight = False  # nothing is waited for any more: states may be taken and set
+        try:
+            self._make_anew(tasks, rows)
+        except BaseException:
+            self._in_flight = True  # whoever interrupted it finds the step unfinished
+            raise
+
+    def _make_anew(self, tasks: list[int], rows: list[int]) -> None:
         state, old = self.get_state(), self._simulation
         fresh = make_environments(
             [self.task_names[task] for task in tasks], self._reward_version, 1

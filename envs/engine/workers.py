@@ -87,6 +87,7 @@ class Workers:
         """
         if self._batch is not None:
             self._batch.abandoned = True
+            self._batch = None
         self._stop()
         deadline = time.monotonic() + limit
         for thread in self._threads:
@@ -118,7 +119,8 @@ def _stop(batches: "queue.SimpleQueue[_Batch | None]", num_threads: int) -> None
 def _work(batches: "queue.SimpleQueue[_Batch | None]") -> None:
     while (batch := batches.get()) is not None:
         try:
-            batch.job()
+            if not batch.abandoned:
+                batch.job()
         except BaseException as error:  # handed to the thread that waits
             batch.error = error
         if batch.abandoned:

@@ -25,7 +25,8 @@ def make(monkeypatch):
     made = []
 
     def make(**options):
-        made.append(envs.make_vec(TASKS, seed=1, envs_per_task=N, num_threads=2, **options))
+        options = {"seed": 1, "envs_per_task": N, "num_threads": 2} | options
+        made.append(envs.make_vec(TASKS, **options))
         return made[-1]
 
     yield make
@@ -146,6 +147,94 @@ def test_a_kernel_that_hangs_is_left_behind_and_its_late_return_changes_nothing(
     assert set(rows) <= set(range(N))
     assert_only_reach_was_lost(outcomes, expected, rows)
     assert "reach-v3 failed (TimeoutError" in caplog.text
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_chunk_that_raises_costs_its_own_rows_alone(make, monkeypatch, caplog, num_threads):
+    expected = play(make(num_threads=num_threads))
+    step_chunks, step_now, raised, lost = simulation.step_chunks, [0], threading.Lock(), []
+
+    def fail_once(chunks, next_chunk, *arguments):
+        if step_now[0] == FAULT and raised.acquire(blocking=False):
+            lost.append(fetch_add(next_chunk, 1))
+            raise ZeroDivisionError("in a chunk")
+        step_chunks(chunks, next_chunk, *arguments)
+
+    made = make(num_threads=num_threads)
+    monkeypatch.setattr(simulation, "step_chunks", fail_once)
+    outcomes = play(made, between=lambda step: step_now.__setitem__(0, step))
+    rows = (
+        range(*made._simulation._chunks[lost[0]]) if lost[0] < len(made._simulation._chunks) else []
+    )
+    assert_only_reach_was_lost(outcomes, expected, rows)
+    assert made.num_failures == len(list(rows[:1]))
+
+
+def interrupt_once(monkeypatch, owner, name, *, after):
+    """Have a method raise KeyboardInterrupt, once, before or after it has done its work."""
+    method = getattr(owner, name)
+
+    def interrupted(*arguments, **options):
+        monkeypatch.setattr(owner, name, method)
+        if after:
+            method(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "after"),
+    [
+        *[("_workers", "start", after) for after in (False, True)],
+        *[("_workers", "wait", after) for after in (False, True)],
+        ("_simulation", "unfinished_rows", True),
+    ],
+)
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_interrupted_step_is_whole_or_marked_as_lost(
+    make, monkeypatch, part, name, after, waits
+):
+    """Wherever Ctrl-C strikes, nothing that has not been stepped passes for a step."""
+    made, twin = make(), make()
+    before, _ = made.reset()
+    twin.reset()
+    actions = np.full((K * N, 4), 0.5, np.float32)
+    interrupt_once(monkeypatch, getattr(made, part), name, after=after)
+    with pytest.raises(KeyboardInterrupt):
+        made.step(actions) if waits else (made.send(actions), made.recv())
+    with pytest.raises(RuntimeError, match="recv"):
+        made.get_state()
+    observations, *_, infos = made.recv()
+    whole, *_ = twin.step(actions)
+    for row, lost in enumerate(infos["diverged"]):
+        expected = before if lost else whole
+        np.testing.assert_array_equal(infos["final_obs"][row], expected[row])
+        if not lost:
+            np.testing.assert_array_equal(observations[row], whole[row])
+    assert not infos["diverged"].any() or (name, after) == ("start", False)
+    made.step(actions)
+
+
+def test_an_interrupted_replacement_is_taken_up_again(make, monkeypatch):
+    made = make()
+    before, _ = made.reset()
+    actions = np.zeros((K * N, 4), np.float32)
+    step_chunks = simulation.step_chunks
+
+    def fail(*arguments):
+        raise MemoryError("now")
+
+    monkeypatch.setattr(simulation, "step_chunks", fail)
+    made.send(actions)
+    interrupt_once(monkeypatch, made, "set_state", after=False)
+    with pytest.raises(KeyboardInterrupt):
+        made.recv()
+    monkeypatch.setattr(simulation, "step_chunks", step_chunks)
+    *_, infos = made.recv()
+    assert infos["diverged"].all()
+    np.testing.assert_array_equal(infos["final_obs"], before)
+    assert not made.step(actions)[-1]["diverged"].any()
 
 
 def test_a_simulation_that_fails_again_and_again_ends_the_training(make, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
-from envs.engine import EngineVectorEnv, vector
+from envs.engine import EngineVectorEnv, simulation, vector
 from envs.vector import VectorOptions
 from mtrl.cores import available_cores
 
@@ -179,13 +179,13 @@ def test_without_threads_of_its_own_a_step_is_taken_in_the_calling_one(make_env,
     env = make_env("reach-v3", num_threads=1)
     env.reset()
     stepping = []
-    step_chunks = env._simulation.step_chunks
+    step_chunks = simulation.step_chunks
 
-    def noting():
+    def noting(*arguments):
         stepping.append(threading.current_thread().name)
-        step_chunks()
+        step_chunks(*arguments)
 
-    monkeypatch.setattr(env._simulation, "step_chunks", noting)
+    monkeypatch.setattr(simulation, "step_chunks", noting)
     actions = act(env, np.random.default_rng(0))
     env.step(actions)
     env.send(actions)
@@ -197,8 +197,9 @@ def test_what_is_closed_stays_closed(make_env, act):
     env = make_env("reach-v3")
     env.reset()
     actions, state = act(env, np.random.default_rng(0)), env.get_state()
+    env.send(actions)
     env.close()
-    for call in (env.reset, lambda: env.step(actions), lambda: env.set_state(state)):
+    for call in (env.recv, env.reset, lambda: env.step(actions), lambda: env.set_state(state)):
         with pytest.raises(ClosedEnvironmentError):
             call()
     assert not [thread for thread in engine_threads() if thread in env._workers._threads]

@@ -57,8 +57,9 @@ def test_a_job_that_fails_is_told_and_the_threads_live_on():
 
 
 def test_closing_waits_for_the_job_at_hand():
-    workers, done = Workers(1), []
-    workers.start(lambda: (time.sleep(0.05), done.append(1)), 1)
+    workers, begun, done = Workers(1), threading.Event(), []
+    workers.start(lambda: (begun.set(), time.sleep(0.05), done.append(1)), 1)
+    assert begun.wait(5)
     workers.close()
     assert done == [1]
     workers.close()
