@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import tyro
@@ -16,6 +16,9 @@ from mtrl.errors import RunError, UserError
 Options = TypeVar("Options")
 
 
+_NAMES_AS_THEY_ARE = (tyro.conf.OmitArgPrefixes,)
+
+
 def parse_options(kind: type[Options], default: Options | None = None) -> Options:
     """Read the options that a dataclass describes off the command line.
 
@@ -23,14 +26,37 @@ def parse_options(kind: type[Options], default: Options | None = None) -> Option
         UserError: If they cannot be understood; tyro's boxed explanation, put into one line.
         SystemExit: After printing what `--help` asks for.
     """
+    with _told_in_one_line():
+        return tyro.cli(
+            kind,
+            default=tyro.MISSING_NONPROP if default is None else default,
+            config=_NAMES_AS_THEY_ARE,
+        )
+
+
+def parse_some_options(kind: type[Options], default: Options) -> Options:
+    """Read those options that a dataclass describes, and leave all others, and `--help`, alone.
+
+    Raises:
+        UserError: As `parse_options` does.
+    """
+    with _told_in_one_line():
+        parsed, _ = tyro.cli(
+            kind,
+            default=default,
+            config=_NAMES_AS_THEY_ARE,
+            add_help=False,
+            return_unknown_args=True,
+        )
+        return parsed
+
+
+@contextlib.contextmanager
+def _told_in_one_line() -> Iterator[None]:
     explanation = io.StringIO()
     try:
         with contextlib.redirect_stderr(explanation):
-            return tyro.cli(
-                kind,
-                default=tyro.MISSING_NONPROP if default is None else default,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+            yield
     except SystemExit as ending:
         if not ending.code:
             raise

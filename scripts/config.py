@@ -25,6 +25,17 @@ _NOT_PART_OF_A_RUN = ("run_dir", "resume")
 
 
 @dataclass(frozen=True)
+class Basis:
+    """The options from which those that are left out follow; their names are those of `Config`."""
+
+    benchmark: tuple[str, ...]
+    preset: PresetName = "default"
+    total_steps: int | None = None
+    run_dir: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
 class Config:
     """Train one multi-task agent; steps are environment steps over all tasks."""
 

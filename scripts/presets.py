@@ -44,6 +44,7 @@ PRESETS: dict[PresetName, Preset] = {
             "critic_learning_rate": 3e-4,
             "actor_learning_rate": 3e-4,
             "temperature_learning_rate": 3e-4,
+            "n_steps": 1,
             "target_rate": 0.005,
             "target_entropy": -4.0,
             "initial_temperature": 1.0,

@@ -33,8 +33,8 @@ from mtrl.train import Progress, Schedule, Trainer
 from mtrl.types import Agent, Environments
 from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode
 
-from .command_line import exit_with, parse_options
-from .config import MAY_DIFFER_ON_RESUME, Config
+from .command_line import exit_with, parse_options, parse_some_options
+from .config import MAY_DIFFER_ON_RESUME, Basis, Config
 from .resuming import latest_state, open_metrics, restore, tell_differences
 from .saving import Saver
 
@@ -53,16 +53,13 @@ def parse(benchmark: str) -> Config:
     """Read the options off the command line.
 
     What is left out follows from the preset, the benchmark and the budget asked for, or, if a run
-    is to be continued, from that run. So the options are read again whenever some of these are
-    known.
+    is to be continued, from that run.
     """
-    asked = parse_options(Config, Config.for_benchmark((benchmark,)))
+    asked = parse_some_options(Basis, Basis((benchmark,)))
     if asked.resume and asked.run_dir is not None:
         return parse_options(Config, Config.from_json(read_config(asked.run_dir)))
-    first = Config.for_benchmark(asked.benchmark, preset=asked.preset)
-    asked = parse_options(Config, first)
-    budget = asked.total_steps
-    return parse_options(Config, Config.for_benchmark(asked.benchmark, budget, asked.preset))
+    basis = Config.for_benchmark(asked.benchmark, asked.total_steps, asked.preset)
+    return parse_options(Config, basis)
 
 
 def train(config: Config) -> int:

@@ -105,6 +105,14 @@ def test_a_preset_gives_way_to_options_and_scales_with_the_budget(monkeypatch):
     assert (config.total_steps, config.eval_every, config.log_every) == (1000, 100, 10)
 
 
+def test_what_a_preset_lacks_may_be_given_beside_it(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train", "--preset", "gpu", "--residual"])
+    assert training.parse("MT10").agent.residual
+    monkeypatch.setattr("sys.argv", ["train", "--residual", "--benchmark", "reach-v3", "push-v3"])
+    with pytest.raises(UserError, match="`--critic-depth` must be odd"):
+        training.parse("MT10")
+
+
 def test_a_configuration_survives_json():
     config = Config(benchmark=("reach-v3", "push-v3"), agent=SACConfig(critic_width=7), seed=3)
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
