@@ -1,6 +1,6 @@
 """What helps? Change one thing at a time, on four tasks of MT10, and compare.
 
-    python benchmarks/recipe.py default categorical --seeds 1 2 3   # six minutes a run on one core
+    python benchmarks/recipe.py n-steps-8 categorical --seeds 1 2 3   # five minutes a run on a core
     python benchmarks/recipe.py                                     # every variant, three seeds
     python benchmarks/recipe.py --only-report                       # the table of what is kept
 
@@ -35,7 +35,7 @@ RESIDUAL = "--residual --critic-depth 3"
 CATEGORICAL = "--critic-values categorical"
 UNIFORM = "--critic-weighting uniform --actor-weighting uniform"
 ALONE = {
-    "default": "",
+    "n-steps-1": "--n-steps 1",
     "n-steps-3": "--n-steps 3",
     "n-steps-8": "--n-steps 8",
     "n-steps-16": "--n-steps 16",
