@@ -2,7 +2,7 @@
 
 A run directory holds:
 
-    config.json      the configuration, with versions and machine
+    config.json      the configuration, with versions, machine and a SHA-256 of all that
     metrics.jsonl    one line per log step
     summary.json     the final figures
     checkpoints/     see `checkpoint`
@@ -25,6 +25,7 @@ from .errors import UserError
 from .files import write_json_atomic
 from .provenance import library_versions, machine
 from .run_lock import RunLock
+from .seal import seal, unseal
 
 MAX_CONFIG_BYTES = 16 << 20
 _CONFIG = "config.json"
@@ -209,26 +210,34 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(file.read_bytes())
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise ValueError('no "config"')
-        if not isinstance(record.setdefault("id", ""), str):
+        if not isinstance(record.get("id"), str):
             raise ValueError('"id" is not a string')
         if not isinstance(record.get("history", []), list):
             raise ValueError('"history" is not a list')
+        record = unseal(record)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is damaged or unreadable ({error}): restore it, or start another run"
         ) from error
+    if record is None:
+        raise UserError(
+            f"{file} was changed or is damaged (it does not match its own SHA-256): put it back as "
+            "it was; what a run may go on with is given as options beside `--resume`"
+        )
     return record
 
 
 def _record(config: Mapping[str, Any], history: list[Any], run_id: str) -> dict[str, Any]:
-    return {
-        "id": run_id,
-        "config": config,
-        "versions": library_versions(),
-        "machine": machine(),
-        "started": _now().isoformat(timespec="seconds"),
-        "history": history,
-    }
+    return seal(
+        {
+            "id": run_id,
+            "config": config,
+            "versions": library_versions(),
+            "machine": machine(),
+            "started": _now().isoformat(timespec="seconds"),
+            "history": history,
+        }
+    )
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def settings(run: RunDirectory) -> State:
 def refuse_other_settings(state: State, run: RunDirectory) -> None:
     """Compare the settings that a state was saved under with those in config.json.
 
-    The latter has no digest: a number that was changed in it would be taken for the run's own.
+    They do where either comes from another run, or was changed and its digest renewed.
 
     Raises:
         UserError: If they differ; names each.
@@ -81,7 +81,7 @@ def refuse_other_settings(state: State, run: RunDirectory) -> None:
     if changes:
         raise UserError(
             f"{run.config_path} has other settings than the checkpoint was saved under (saved -> "
-            f"found): {', '.join(changes)}. It was changed or is damaged: put the saved ones back."
+            f"found): {', '.join(changes)}. It was changed: put the saved ones back."
         )
 
 

@@ -180,6 +180,28 @@ def test_a_damaged_configuration_is_refused(finished, content):
     assert (finished / "config.json").read_bytes() == content
 
 
+def test_each_flipped_bit_of_the_configuration_is_found(finished):
+    file = finished / "config.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"config\.json (is damaged|was changed or is damaged)"):
+            read_config(finished)
+
+
+def test_an_edited_configuration_is_refused_and_says_where_options_go(finished):
+    file = finished / "config.json"
+    text = file.read_text()
+    file.write_text(text.replace('"total_steps": 100', '"total_steps": 120'))
+    for open_run in (lambda: RunDirectory.resume(finished, CONFIG), lambda: read_config(finished)):
+        with pytest.raises(UserError, match=r"config\.json was changed .* beside `--resume`"):
+            open_run()
+    file.write_text(json.dumps(json.loads(text)))  # spelled otherwise, it says the same
+    assert read_config(finished) == STORED
+
+
 def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path):
     path = tmp_path / "run"
     script = """

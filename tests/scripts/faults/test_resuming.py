@@ -31,15 +31,29 @@ def test_what_changes_the_learning_is_refused_and_each_change_named(run, small, 
 
 
 @pytest.mark.parametrize("script", ["train_mt10", "evaluate"])
-def test_a_number_that_changed_in_the_configuration_is_not_taken_for_the_runs(
-    run, finished, snapshot, script
+@pytest.mark.parametrize("name", ["id", "total_steps"])
+def test_a_character_that_changed_in_the_configuration_is_found(
+    run, finished, snapshot, name, script
 ):
     path, _ = finished
     file = path / "config.json"
-    text = file.read_text()
-    changed = text.replace('"discount": 0.99', '"discount": 0.19')
-    assert changed != text
-    file.write_text(changed)
+    flip_a_bit(file, file.read_bytes().index(f'"{name}": '.encode()) + len(name) + 5)
+    assert json.loads(file.read_text()), "what is found is no JSON that cannot be parsed"
+    before = snapshot(path)
+    options = [path] if script == "evaluate" else ["--run-dir", path, "--resume"]
+    result = run(script, *options)
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert "config.json was changed or is damaged" in line
+    assert snapshot(path) == before
+
+
+@pytest.mark.parametrize("script", ["train_mt10", "evaluate"])
+def test_a_configuration_changed_as_a_whole_is_compared_with_the_checkpoint(
+    run, finished, snapshot, edit_config, script
+):
+    path, _ = finished
+    edit_config(path, lambda config: config["agent"].update(discount=0.19))
     before = snapshot(path)
     options = [path] if script == "evaluate" else ["--run-dir", path, "--resume"]
     result = run(script, *options)
@@ -131,11 +145,10 @@ def test_a_run_goes_on_with_fewer_cores_and_says_what_has_changed(
 
 
 @pytest.fixture
-def from_a_gpu(finished):
+def from_a_gpu(finished, edit_config):
     """A finished run, changed into what one leaves behind that learned on a GPU."""
     path, _ = finished
-    config = path / "config.json"
-    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    edit_config(path, lambda config: config.update(device="cuda"))
     found = load_latest(path / "checkpoints")
     state = found.state
     state["circumstances"]["device"] = "NVIDIA H200"
