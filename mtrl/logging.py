@@ -97,7 +97,7 @@ class JsonlLogger:
             was. This decides where the file no longer begins as it did, which is warned about.
 
     Raises:
-        OSError: the file cannot be opened for writing, or rewritten.
+        OSError: the file cannot be opened for writing, or rewritten, or is a symbolic link.
         UserError: a line to be kept is not JSON; the file is left as it is.
     """
 
@@ -205,7 +205,9 @@ class JsonlLogger:
 
     def _open(self, content: bytes) -> None:
         """Open the file, which holds `content`, to append to it."""
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        # Whoever may write into the directory is not to choose what else is written.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        self._descriptor = os.open(self._path, flags, 0o666)
         self._size, self._lines, self._digest = 0, 0, hashlib.sha256()
         self._account(content)
 
@@ -238,7 +240,8 @@ def _mend(
 
 
 def _read(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
+    """Read a file; what is missing, a device or a link counts as empty."""
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
 
 
 def _replace(path: Path, content: bytes, kept: bytes) -> None:

@@ -30,6 +30,11 @@ from .seal import seal, unseal
 MAX_CONFIG_BYTES = 16 << 20
 _CONFIG = "config.json"
 _ABSENT = object()
+_WRITTEN = (
+    *(_CONFIG, "metrics.jsonl", "checkpoints", "faults", "lock"),
+    *("wandb", "wandb/helper.log", "wandb/run_id"),
+)
+"""What is written in place: a link there would lead out of the directory."""
 
 _logger = logging.getLogger("mtrl")
 
@@ -78,6 +83,7 @@ class RunDirectory:
         run_id = uuid.uuid4().hex
         try:
             path = _make_default(root, default_name) if path is None else _make(path)
+            _refuse_links(path)
             lock = RunLock(path)
             try:
                 if _contents(path):  # another process was faster
@@ -170,6 +176,8 @@ class RunDirectory:
             return "it is no longer there"
         if not os.access(self.path, os.W_OK):
             return "it may not be written any more"
+        if link := _find_link(self.path):
+            return f"{link} in it has become a symbolic link"
         return None
 
     def close(self) -> None:
@@ -201,6 +209,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     file = path / _CONFIG
+    _refuse_links(path)
     if not file.is_file():
         what = f"has no {_CONFIG}" if path.is_dir() else "does not exist"
         raise UserError(f"run directory {path} {what}: give the directory of an earlier run")
@@ -225,6 +234,18 @@ def _read_record(path: Path) -> dict[str, Any]:
             "it was; what a run may go on with is given as options beside `--resume`"
         )
     return record
+
+
+def _find_link(path: Path) -> str | None:
+    return next((name for name in _WRITTEN if (path / name).is_symlink()), None)
+
+
+def _refuse_links(path: Path) -> None:
+    if link := _find_link(path):
+        raise UserError(
+            f"{path / link} is a symbolic link, which may lead out of the run directory: put what "
+            "it leads to in its place. The run directory itself may be a link"
+        )
 
 
 def _record(config: Mapping[str, Any], history: list[Any], run_id: str) -> dict[str, Any]:

@@ -291,6 +291,25 @@ def test_without_its_directory_nothing_is_durable_and_nothing_is_made(path, capl
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+def test_a_link_is_not_followed(path, tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text('{"mine": 1}\nhalf a li')
+    path.symlink_to(outside)
+    with pytest.raises(OSError, match="symbolic"):
+        JsonlLogger(path, mark=Mark())
+    path.unlink()
+    logger = JsonlLogger(path)
+    path.unlink()
+    path.symlink_to(outside)
+    logger.log(line(0))
+    with pytest.raises(OSError, match="1 lines are waiting"):
+        logger.flush()
+    path.unlink()
+    logger.close()
+    assert read_metrics(path) == [line(0)]
+    assert outside.read_text() == '{"mine": 1}\nhalf a li'
+
+
 @pytest.mark.parametrize(
     ("tail", "kept"),
     [

@@ -180,6 +180,51 @@ def test_a_damaged_configuration_is_refused(finished, content):
     assert (finished / "config.json").read_bytes() == content
 
 
+LINKED = ("config.json", "metrics.jsonl", "checkpoints", "faults", "lock", "wandb")
+
+
+@pytest.mark.parametrize("name", [*LINKED, "wandb/helper.log", "wandb/run_id"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_out_of_the_directory_are_not_followed(finished, tmp_path, name, exists):
+    outside = tmp_path / "outside"
+    (finished / "wandb").mkdir()
+    if (finished / name).is_dir():
+        (finished / name).rmdir()
+    if (finished / name).exists():
+        (finished / name).rename(outside)
+    if not exists:
+        outside.unlink(missing_ok=True)
+    (finished / name).symlink_to(outside)
+    before = set(tmp_path.rglob("*"))
+    for open_run in (lambda: RunDirectory.resume(finished, CONFIG), lambda: read_config(finished)):
+        with pytest.raises(UserError, match=f"/{name} is a symbolic link"):
+            open_run()
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_new_run_does_not_follow_a_link_of_one_killed_at_birth(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(outside)
+    with pytest.raises(UserError, match="/lock is a symbolic link"):
+        RunDirectory.create(tmp_path / "run", CONFIG, default_name="x")
+    assert outside.read_text() == "precious"
+
+
+def test_the_directory_itself_may_be_a_link(finished, tmp_path):
+    (tmp_path / "link").symlink_to(finished)
+    with RunDirectory.resume(tmp_path / "link", CONFIG) as run:
+        assert run.config == STORED
+        assert run.fault() is None
+
+
+def test_what_becomes_a_link_meanwhile_is_a_fault(finished, tmp_path):
+    with RunDirectory.resume(finished, CONFIG) as run:
+        run.checkpoints_path.symlink_to(tmp_path)
+        assert run.fault() == "checkpoints in it has become a symbolic link"
+
+
 def test_each_flipped_bit_of_the_configuration_is_found(finished):
     file = finished / "config.json"
     content = file.read_bytes()

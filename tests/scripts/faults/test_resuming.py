@@ -78,6 +78,24 @@ def test_a_checkpoint_without_its_circumstances_is_told_of_in_one_line(run, fini
     assert "'circumstances'" in result.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints"])
+def test_a_link_out_of_the_run_directory_is_refused_and_what_it_leads_to_kept(
+    run, finished, tmp_path, snapshot, name
+):
+    path, _ = finished
+    outside = (path / name).rename(tmp_path / "outside")
+    (path / name).symlink_to(outside)
+    if outside.is_dir():
+        (outside / ".incomplete_mine").mkdir()
+        (outside / ".incomplete_mine" / "precious").touch()
+    before = snapshot(tmp_path)
+    result = run("train_mt10", "--run-dir", path, "--resume", "--total-steps", 480)
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert f"{path / name} is a symbolic link" in line
+    assert snapshot(tmp_path) == before
+
+
 @pytest.fixture
 def elsewhere():
     """What makes this machine seem another one, with another clock."""
