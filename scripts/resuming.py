@@ -8,6 +8,7 @@ import torch
 
 import envs
 from mtrl.checkpoint import load_latest
+from mtrl.device import resolve_precision
 from mtrl.errors import UserError
 from mtrl.logging import JsonlLogger, Mark, read_metrics
 from mtrl.provenance import library_versions, machine
@@ -97,9 +98,9 @@ def restore(target: Stateful, state: State, run: RunDirectory) -> None:
         raise _misfit(run, error) from error
 
 
-def tell_differences(state: State, device: torch.device) -> None:
+def tell_differences(state: State, run: RunDirectory, device: torch.device) -> None:
     """Say if the run cannot go on to the bit, since something that computes has changed."""
-    before, now = state["circumstances"], circumstances(device)
+    before, now = state["circumstances"], circumstances(run, device)
     changes = [
         f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]
     ]
@@ -109,12 +110,15 @@ def tell_differences(state: State, device: torch.device) -> None:
         )
 
 
-def circumstances(device: torch.device) -> dict[str, str | int | None]:
+def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | int | None]:
     """Return what decides how numbers round; the count of simulation threads does not."""
     return {
         **library_versions(),
         "cpu": machine()["cpu"],
+        # One processor's name stands for many, and a virtual machine may hide some of what it can.
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(resolve_precision(run.config["precision"], device)).removeprefix("torch."),
         "learner threads": torch.get_num_threads(),
     }
 

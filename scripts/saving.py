@@ -97,7 +97,7 @@ class Saver:
         return {
             # Lines first: those that a checkpoint is later than are not written again.
             "metrics": vars(self._metrics.flush()),
-            "circumstances": circumstances(self._device),
+            "circumstances": circumstances(self._run, self._device),
             "settings": settings(self._run),
         }
 

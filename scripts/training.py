@@ -119,7 +119,7 @@ def train(config: Config) -> int:
         )
         if state is not None:
             restore(trainer, state, run)
-            tell_differences(state, device)
+            tell_differences(state, run, device)
             state = None  # its arrays are views of a file, whose space a later save is to free
         try:
             finished = trainer.run()

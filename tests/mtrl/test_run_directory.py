@@ -41,7 +41,7 @@ def test_a_new_run_states_what_it_is(tmp_path):
         assert record["config"] == run.config == STORED
         assert record["history"] == []
         installed = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco", "python")
-        assert all(record["versions"][name] for name in installed)
+        assert all(record["versions"][name] for name in (*installed, "numba", "llvmlite"))
         assert record["machine"]["system"]
         assert record["machine"]["cpu"]
         paths = (run.metrics_path, run.checkpoints_path, run.summary_path, run.wandb_path)

@@ -163,18 +163,43 @@ def test_a_run_goes_on_with_fewer_cores_and_says_what_has_changed(
 
 
 @pytest.fixture
-def from_a_gpu(finished, edit_config):
+def edit_newest(finished):
+    """Replace the checkpoints of the finished run by the newest, changed."""
+
+    def edit_newest(change):
+        directory = finished[0] / "checkpoints"
+        found = load_latest(directory)
+        change(found.state)
+        label = found.label
+        for checkpoint in directory.iterdir():
+            shutil.rmtree(checkpoint)
+        save_checkpoint(directory, found.state, env_steps=label.env_steps, run=label.run)
+
+    return edit_newest
+
+
+def test_other_arithmetic_of_the_same_processor_is_told_of(run, small, finished, edit_newest):
+    path, _ = finished
+    edit_newest(lambda state: state["circumstances"].update(precision="bfloat16"))
+    options = ["--run-dir", path, "--resume", "--total-steps", 480, "--wandb", "disabled"]
+    result = run("train_mt10", *small, *options, environment={"ATEN_CPU_CAPABILITY": "default"})
+    assert result.code == 0, result.err
+    capability = torch.backends.cpu.get_cpu_capability()
+    instructions = f"instructions {capability} -> DEFAULT"
+    assert f"WARNING: {NOT_THE_SAME}{instructions}, precision bfloat16 -> float32\n" in result.err
+
+
+@pytest.fixture
+def from_a_gpu(finished, edit_config, edit_newest):
     """A finished run, changed into what one leaves behind that learned on a GPU."""
     path, _ = finished
     edit_config(path, lambda config: config.update(device="cuda"))
-    found = load_latest(path / "checkpoints")
-    state = found.state
-    state["circumstances"]["device"] = "NVIDIA H200"
-    assert replace_generators(state["agent"]) + replace_generators(state["replay"]) == 4
-    label = found.label
-    for checkpoint in path.glob("checkpoints/*"):
-        shutil.rmtree(checkpoint)
-    save_checkpoint(found.path.parent, state, env_steps=label.env_steps, run=label.run)
+
+    def change(state):
+        state["circumstances"]["device"] = "NVIDIA H200"
+        assert replace_generators(state["agent"]) + replace_generators(state["replay"]) == 4
+
+    edit_newest(change)
     return path
 
 
