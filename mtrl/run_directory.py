@@ -101,7 +101,12 @@ class RunDirectory:
 
     @classmethod
     def resume(
-        cls, path: Path, config: Mapping[str, Any], *, may_differ: frozenset[str] = frozenset()
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        may_differ: frozenset[str] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
     ) -> "RunDirectory":
         """Go on with a run, under the same configuration.
 
@@ -110,6 +115,8 @@ class RunDirectory:
             config: the configuration asked for now.
             may_differ: dotted keys ("logging.wandb") that may differ from the stored configuration.
                 Such a change is stored, and the earlier record kept under "history".
+            defaults: what a key counts as that the stored configuration lacks, as one does that a
+                later version has added.
 
         Raises:
             UserError: there is no run, its config.json is damaged, the configuration differs in
@@ -121,7 +128,8 @@ class RunDirectory:
             try:
                 record = _read_record(path)
                 given = _as_json(config)
-                _refuse_differences(path, record["config"], given, may_differ)
+                stored = flatten(_as_json(defaults or {})) | flatten(record["config"])
+                _refuse_differences(path, stored, flatten(given), may_differ)
                 if record["config"] != given:
                     history = [*record.pop("history", []), record]
                     write_json_atomic(path / _CONFIG, _record(config, history, record["id"]))
@@ -268,9 +276,8 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_differences(
-    path: Path, stored: dict[str, Any], given: dict[str, Any], may_differ: frozenset[str]
+    path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: frozenset[str]
 ) -> None:
-    before, now = flatten(stored), flatten(given)
     refused: list[str] = []
     allowed: list[str] = []
     for key in sorted(before.keys() | now.keys()):

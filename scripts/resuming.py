@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -58,22 +60,25 @@ def open_metrics(run: RunDirectory, state: State | None) -> JsonlLogger:
     return JsonlLogger(run.metrics_path, mark=mark, precedes=progress.is_later_than)
 
 
-def settings(run: RunDirectory) -> State:
-    """Return what a run's checkpoints have to be told of its configuration: what may not change."""
-    return {name: value for name, value in run.config.items() if name not in MAY_DIFFER_ON_RESUME}
+def settings(config: Mapping[str, Any]) -> State:
+    """Return what checkpoints have to be told of a run's configuration: what may not change."""
+    return {name: value for name, value in config.items() if name not in MAY_DIFFER_ON_RESUME}
 
 
 def refuse_other_settings(state: State, run: RunDirectory) -> None:
     """Compare the settings that a state was saved under with those in config.json.
 
-    They do where either comes from another run, or was changed and its digest renewed.
+    They do where either comes from another run, or was changed and its digest renewed. An option
+    that a later version has added counts as its default where it is missing.
 
     Raises:
         UserError: If they differ; names each.
     """
     if not isinstance(state.get("settings"), dict):
         raise _misfit(run, ValueError("it has no settings"))
-    saved, now = flatten(state["settings"]), flatten(settings(run))
+    defaults = flatten(settings(Config().to_json()))
+    saved = defaults | flatten(state["settings"])
+    now = defaults | flatten(settings(run.config))
     changes = [
         f"`--{name.rpartition('.')[2].replace('_', '-')}` {saved.get(name)} -> {now.get(name)}"
         for name in sorted(saved.keys() | now.keys())

@@ -98,7 +98,7 @@ class Saver:
             # Lines first: those that a checkpoint is later than are not written again.
             "metrics": vars(self._metrics.flush()),
             "circumstances": circumstances(self._run, self._device),
-            "settings": settings(self._run),
+            "settings": settings(self._run.config),
         }
 
     def _miss(self, fault: str) -> None:

@@ -151,6 +151,18 @@ def test_another_configuration_is_refused(finished):
     RunDirectory.resume(finished, CONFIG).close()  # the refusal has let go of the lock
 
 
+def test_what_a_later_version_added_counts_as_its_default(finished):
+    later = {**CONFIG, "preset": "default", "agent": {**CONFIG["agent"], "n_steps": 1}}
+    defaults = {"preset": "default", "agent": {"widths": (1,), "n_steps": 1}, "seed": 7}
+    other = {**later, "preset": "fast"}
+    with pytest.raises(
+        UserError, match=r'other settings \(stored -> given\): `--preset`: "default"'
+    ):
+        RunDirectory.resume(finished, other, defaults=defaults)
+    RunDirectory.resume(finished, later, defaults=defaults).close()
+    assert read_config(finished)["agent"] == {"widths": [400, 400], "n_steps": 1}
+
+
 def test_a_refusal_names_every_difference(tmp_path):
     RunDirectory.create(tmp_path, {f"key_{i}": 0 for i in range(9)}, default_name="x").close()
     with pytest.raises(UserError) as caught:

@@ -189,6 +189,23 @@ def test_other_arithmetic_of_the_same_processor_is_told_of(run, small, finished,
     assert f"WARNING: {NOT_THE_SAME}{instructions}, precision bfloat16 -> float32\n" in result.err
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["resumed", "and resumed again"])
+def test_a_run_from_before_an_option_was_added_goes_on(
+    run, finished, edit_config, edit_newest, read_metrics, assert_gapless, again
+):
+    def forget(options):
+        del options["preset"], options["agent"]["n_steps"]
+
+    path, _ = finished
+    edit_newest(lambda state: forget(state["settings"]))
+    if not again:  # what the first resume stored is complete, while the checkpoint may be the same
+        edit_config(path, forget)
+    result = run("train_mt10", "--run-dir", path, "--resume", "--total-steps", 480)
+    assert result.code == 0, result.err
+    assert_gapless(read_metrics(path))
+    assert json.loads((path / "config.json").read_text())["config"]["preset"] == "default"
+
+
 @pytest.fixture
 def from_a_gpu(finished, edit_config, edit_newest):
     """A finished run, changed into what one leaves behind that learned on a GPU."""
