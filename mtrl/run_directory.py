@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,14 +48,21 @@ class RunDirectory:
         path: the directory.
         config: the configuration as stored, so with lists for tuples.
         id: what its checkpoints are known by, wherever the directory is moved.
+        earlier: the configurations that were stored before it was opened, oldest first.
     """
 
     def __init__(
-        self, path: Path, config: dict[str, Any], run_id: str, lock: RunLock | None
+        self,
+        path: Path,
+        config: dict[str, Any],
+        run_id: str,
+        lock: RunLock | None,
+        earlier: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.path = path
         self.config = config
         self.id = run_id
+        self.earlier = earlier
         self._lock = lock
 
     @classmethod
@@ -128,10 +135,11 @@ class RunDirectory:
             try:
                 record = _read_record(path)
                 given = _as_json(config)
+                earlier = [old["config"] for old in [*record["history"], record]]
                 stored = flatten(_as_json(defaults or {})) | flatten(record["config"])
                 _refuse_differences(path, stored, flatten(given), may_differ)
                 if record["config"] != given:
-                    history = [*record.pop("history", []), record]
+                    history = [*record.pop("history"), record]
                     write_json_atomic(path / _CONFIG, _record(config, history, record["id"]))
             except BaseException:
                 lock.release()
@@ -141,7 +149,7 @@ class RunDirectory:
                 f"`--run-dir` {path} cannot be written ({error.strerror}): "
                 "resuming adds to it, so copy the run to where you may write"
             ) from error
-        return cls(path, given, record["id"], lock)
+        return cls(path, given, record["id"], lock, earlier)
 
     @classmethod
     def open_existing(cls, path: Path) -> "RunDirectory":
@@ -229,8 +237,8 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise ValueError('no "config"')
         if not isinstance(record.get("id"), str):
             raise ValueError('"id" is not a string')
-        if not isinstance(record.get("history", []), list):
-            raise ValueError('"history" is not a list')
+        if not _is_history(record.get("history")):
+            raise ValueError('"history" is no list of earlier records')
         record = unseal(record)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
@@ -242,6 +250,12 @@ def _read_record(path: Path) -> dict[str, Any]:
             "it was; what a run may go on with is given as options beside `--resume`"
         )
     return record
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(old, dict) and isinstance(old.get("config"), dict) for old in value
+    )
 
 
 def _find_link(path: Path) -> str | None:

@@ -33,7 +33,10 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
     if not any(run.checkpoints_path.glob("step_*")):
         one_step = config.envs_per_task * len(envs.task_names(config.benchmark))
         reached = last_logged_step(run)
-        if run.summary_path.exists() or reached >= config.checkpoint_every + one_step:
+        # The interval given now says nothing about what was saved under those before.
+        intervals = [old.get("checkpoint_every") for old in run.earlier]
+        every = min((n for n in intervals if isinstance(n, int)), default=config.checkpoint_every)
+        if run.summary_path.exists() or reached >= every + one_step:
             raise UserError(
                 f"`--resume`: {run.checkpoints_path} has no checkpoint, though the run came to "
                 f"{reached} steps: put it back, or start another run in a new `--run-dir`."

@@ -132,6 +132,8 @@ def test_an_allowed_change_is_stored_with_its_history(finished, caplog):
     assert record["config"]["total_steps"] == 300
     assert [old["config"]["total_steps"] for old in record["history"]] == [100, 200]
     assert all("history" not in old and old["versions"] for old in record["history"])
+    with RunDirectory.resume(finished, longest) as run:
+        assert [old["total_steps"] for old in run.earlier] == [100, 200, 300]
 
 
 def test_another_configuration_is_refused(finished):

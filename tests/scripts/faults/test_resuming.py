@@ -96,6 +96,18 @@ def test_a_link_out_of_the_run_directory_is_refused_and_what_it_leads_to_kept(
     assert snapshot(tmp_path) == before
 
 
+def test_another_interval_does_not_hide_that_checkpoints_are_missing(run, finished):
+    path, _ = finished
+    shutil.rmtree(path / "checkpoints")
+    (path / "summary.json").unlink()
+    metrics = (path / "metrics.jsonl").read_bytes()
+    for _ in range(2):  # the second time, that interval is the stored one
+        result = run("train_mt10", "--run-dir", path, "--resume", "--checkpoint-every", 10**6)
+        assert result.code == 2
+        assert "has no checkpoint, though the run came to 400 steps" in result.err.splitlines()[-1]
+    assert (path / "metrics.jsonl").read_bytes() == metrics
+
+
 @pytest.fixture
 def elsewhere():
     """What makes this machine seem another one, with another clock."""
