@@ -96,6 +96,9 @@ class JsonlLogger:
         precedes: Tells of a line whether it was written before that checkpoint; by default, each
             was. This decides where the file no longer begins as it did, which is warned about.
 
+    Attributes:
+        mark: where the lines ended when they were last known to be durable.
+
     Raises:
         OSError: the file cannot be opened for writing, or rewritten, or is a symbolic link.
         UserError: a line to be kept is not JSON; the file is left as it is.
@@ -116,6 +119,7 @@ class JsonlLogger:
         self._closed = False
         self._descriptor = -1
         self._open(_mend(path, mark, precedes))
+        self.mark = self._end()
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
         """Append one line, after those that are still waiting."""
@@ -138,7 +142,8 @@ class JsonlLogger:
             waiting = self._pending.count(b"\n")
             raise OSError(f"`{self._path}` cannot be written: {waiting} lines are waiting")
         os.fsync(self._descriptor)
-        return Mark(self._size, self._digest.hexdigest())
+        self.mark = self._end()
+        return self.mark
 
     def close(self) -> None:
         """Write what is waiting, make the file durable, close it. May be called twice."""
@@ -210,6 +215,9 @@ class JsonlLogger:
         self._descriptor = os.open(self._path, flags, 0o666)
         self._size, self._lines, self._digest = 0, 0, hashlib.sha256()
         self._account(content)
+
+    def _end(self) -> Mark:
+        return Mark(self._size, self._digest.hexdigest())
 
     def _account(self, written: bytes) -> None:
         self._size += len(written)
