@@ -185,10 +185,12 @@ def load_latest(
     """
     only = None if only is None else tuple(only)
     faults = []
+    strangers = []
     for path in _checkpoints(directory):
         try:
             loaded = load_checkpoint(path, device=device, only=only)
             if run is not None and loaded.label.run != run:
+                strangers.append(loaded.label.run)
                 raise CheckpointError(f"`{path}` belongs to another run")
         except CheckpointError as error:
             faults.append(str(error))
@@ -196,6 +198,11 @@ def load_latest(
         for fault in faults:
             _logger.warning("skipped a checkpoint: %s; using %s", fault, path.name)
         return loaded
+    if len(faults) == len(strangers) and len(set(strangers)) == 1:
+        raise UserError(
+            f"all checkpoints in `{directory}` belong to one run, and config.json to another: put "
+            "back the config.json that this run began with"
+        )
     found = "; ".join(faults) if faults else "there is none"
     raise UserError(
         f"no usable checkpoint in `{directory}`: {found}. "

@@ -46,6 +46,7 @@ class Guard:
         self._in_a_row = np.zeros(len(self._tasks), np.int64)
         self._blind = np.zeros(len(self._tasks), np.bool_)  # who sees what is not finite
         self._lost = np.zeros(len(self._tasks), np.bool_)  # whose action was not finite
+        self._diverged = np.zeros(len(self._tasks), np.bool_)  # in the last step
         self._named: set[tuple[str, int]] = set()
         self._counts: Tensor | None = None  # (3, M) faults in a row, most in a row, in all
         self._labels: list[tuple[str, int | None]] = []
@@ -62,6 +63,7 @@ class Guard:
         observations: NDArray[np.float64],
         rewards: NDArray[np.float64],
         final_observations: NDArray[np.float64],
+        diverged: NDArray[np.bool_],
         env_steps: int,
     ) -> NDArray[np.bool_]:
         """Find the transitions that must not be stored, and replace what is broken by zeros.
@@ -70,6 +72,7 @@ class Guard:
             observations: What the agent sees next ``(K * N, O)``, cleaned in place.
             rewards: ``(K * N,)``, cleaned in place.
             final_observations: Where the step led ``(K * N, O)``, cleaned in place.
+            diverged: Whose simulation gave up on the step ``(K * N,)``.
             env_steps: How many there were before this step.
 
         Returns:
@@ -82,6 +85,8 @@ class Guard:
         rewards[left_out] = 0.0
         final_observations[left_out] = 0.0
         observations[self._blind] = 0.0
+        self._diverged = diverged.copy()
+        left_out |= diverged
         self._in_a_row = (self._in_a_row + 1) * left_out
         return left_out
 
@@ -92,10 +97,13 @@ class Guard:
             NonFiniteError: An environment had nothing that is finite for too long.
         """
         if self._in_a_row.max(initial=0) >= self._max_in_a_row:
-            task = self._task_names[self._tasks[self._in_a_row.argmax()]]
+            row = self._in_a_row.argmax()
+            why = (
+                "were lost as its simulation diverged" if self._diverged[row] else "were not finite"
+            )
             raise NonFiniteError(
-                f"an environment of {task} had {self._max_in_a_row} steps in a row that were not "
-                f"finite, up to step {env_steps}"
+                f"an environment of {self._task_names[self._tasks[row]]} had {self._max_in_a_row} "
+                f"steps in a row that {why}, up to step {env_steps}"
             )
 
     def update(self, metrics: Mapping[str, Tensor]) -> None:

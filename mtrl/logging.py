@@ -1,7 +1,6 @@
 """Where numbers go: `metrics.jsonl`, the source of truth, and the fan-out to every other logger."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -87,7 +86,8 @@ class JsonlLogger:
 
     A line is handed to the operating system in one write, so a process that is killed leaves at
     most one partial line, at the end, which the next logger of that file removes. While the disk
-    is full or the file out of reach, lines wait in memory and training goes on.
+    is full or the file out of reach, lines wait in memory and training goes on. Where the file is
+    removed or replaced, one warning says so, and lines go on in what the path names then.
 
     Args:
         path: The file, created if missing; its directory must exist.
@@ -96,8 +96,11 @@ class JsonlLogger:
         precedes: Tells of a line whether it was written before that checkpoint; by default, each
             was. This decides where the file no longer begins as it did, which is warned about.
 
+    Attributes:
+        mark: where the lines ended when they were last known to be durable.
+
     Raises:
-        OSError: the file cannot be opened for writing, or rewritten.
+        OSError: the file cannot be opened for writing, or rewritten, or is a symbolic link.
         UserError: a line to be kept is not JSON; the file is left as it is.
     """
 
@@ -110,12 +113,13 @@ class JsonlLogger:
     ):
         self._path = path
         self._pending = bytearray()
+        self._begun = b""  # what is on file already of the first line that is waiting
         self._dropped = 0
         self._warned = False
         self._closed = False
-        content = _mend(path, mark, precedes)
-        self._size, self._digest = len(content), hashlib.sha256(content)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._descriptor = -1
+        self._open(_mend(path, mark, precedes))
+        self.mark = self._end()
 
     def log(self, metrics: Mapping[str, float | int]) -> None:
         """Append one line, after those that are still waiting."""
@@ -134,10 +138,12 @@ class JsonlLogger:
             OSError: some of them cannot be written now; they go on waiting.
         """
         self._write_pending()
-        if waiting := self._pending.count(b"\n"):
-            raise OSError(f"`{self._path}` lacks {waiting} lines that cannot be written")
+        if self._warned:
+            waiting = self._pending.count(b"\n")
+            raise OSError(f"`{self._path}` cannot be written: {waiting} lines are waiting")
         os.fsync(self._descriptor)
-        return Mark(self._size, self._digest.hexdigest())
+        self.mark = self._end()
+        return self.mark
 
     def close(self) -> None:
         """Write what is waiting, make the file durable, close it. May be called twice."""
@@ -158,15 +164,13 @@ class JsonlLogger:
         # A full disk may take the first half of a line. Exactly the other half is tried next time,
         # so that the file never holds a broken line in its middle.
         try:
-            if self._warned and not self._closed:
-                self._reopen()
-            if not os.fstat(self._descriptor).st_nlink:  # what is written there, nobody can read
-                raise FileNotFoundError(errno.ENOENT, "it was removed")
+            if not self._closed and not self._is_open():
+                self._follow()
             while self._pending:
-                written = os.write(self._descriptor, self._pending)
-                self._size += written
-                self._digest.update(self._pending[:written])
-                del self._pending[:written]
+                written = bytes(self._pending[: os.write(self._descriptor, self._pending)])
+                self._account(written)
+                self._begun = (self._begun + written).rpartition(b"\n")[2]
+                del self._pending[: len(written)]
             if self._warned:
                 _messages.info("`%s` can be written again", self._path)
             self._warned = False
@@ -179,22 +183,53 @@ class JsonlLogger:
                 )
             self._warned = True
 
-    def _reopen(self) -> None:
-        """Open the file that the path names now, lest the old one is lost for good.
+    def _is_open(self) -> bool:
+        """Tell whether the path still names the file that is open."""
+        try:
+            return os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
 
-        A missing file is not made: it would lack all the lines before.
-        """
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+    def _follow(self) -> None:
+        """Go on in the file that the path names now; a new one, if only the directory is there."""
+        before, old = self._lines, self._descriptor
+        content = _read(self._path)
+        kept = _whole_lines(content)
+        _replace(self._path, content, kept)
+        self._open(kept)
         with contextlib.suppress(OSError):
-            os.close(self._descriptor)
-        self._descriptor = descriptor
+            os.close(old)
+        self._pending[:0], self._begun = self._begun, b""  # the half that the old file has
+        _messages.warning(
+            "`%s` was removed or replaced: the %d lines so far went with the old file, and what is "
+            "there now has %d; training goes on there",
+            self._path,
+            before,
+            self._lines,
+        )
+
+    def _open(self, content: bytes) -> None:
+        """Open the file, which holds `content`, to append to it."""
+        # Whoever may write into the directory is not to choose what else is written.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        self._descriptor = os.open(self._path, flags, 0o666)
+        self._size, self._lines, self._digest = 0, 0, hashlib.sha256()
+        self._account(content)
+
+    def _end(self) -> Mark:
+        return Mark(self._size, self._digest.hexdigest())
+
+    def _account(self, written: bytes) -> None:
+        self._size += len(written)
+        self._lines += written.count(b"\n")
+        self._digest.update(written)
 
 
 def _mend(
     path: Path, mark: Mark | None, precedes: Callable[[Mapping[str, Any]], bool] | None
 ) -> bytes:
     """Drop a partial last line and what is later than the mark, all or nothing; return the rest."""
-    content = path.read_bytes() if path.is_file() else b""
+    content = _read(path)
     if mark is not None and mark.matches(content):
         kept = content[: mark.size]
     else:
@@ -208,10 +243,29 @@ def _mend(
                 path,
                 len(lines),
             )
+    _replace(path, content, kept)
+    return kept
+
+
+def _read(path: Path) -> bytes:
+    """Read a file; what is missing, a device or a link counts as empty."""
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+
+
+def _replace(path: Path, content: bytes, kept: bytes) -> None:
     if kept != content:
         with replace_atomically(path) as file:
             file.write(kept)
-    return kept
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """Drop a partial last line, and end a whole one that lacks only its newline."""
+    before, newline, last = content.rpartition(b"\n")
+    try:
+        json.loads(last)
+    except ValueError:  # nothing is no JSON, either
+        return before + newline
+    return content + b"\n"
 
 
 class LoggerGroup:

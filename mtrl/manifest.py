@@ -16,6 +16,7 @@ from typing import Any
 from .errors import UserError
 from .files import fsync_directory, write_json_atomic
 from .provenance import library_versions
+from .seal import seal, unseal
 
 FORMAT = "mtrl-checkpoint"
 VERSION = 3
@@ -61,7 +62,7 @@ def write_manifest(directory: Path, names: Sequence[str], label: Label) -> None:
         "libraries": library_versions(),
         "files": measured,
     }
-    write_json_atomic(directory / MANIFEST, {**manifest, "sha256": _digest(manifest)})
+    write_json_atomic(directory / MANIFEST, seal(manifest))
     fsync_directory(directory)
 
 
@@ -100,7 +101,8 @@ def _read(directory: Path) -> dict[str, Any]:
     manifest = read_json(file, MAX_MANIFEST_BYTES)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"`{file}` is not the manifest of a checkpoint")
-    if manifest.pop("sha256", None) != _digest(manifest):
+    manifest = unseal(manifest)
+    if manifest is None:
         raise CheckpointError(f"`{file}` is damaged: it does not match its own SHA-256")
     version = manifest.get("version")
     if type(version) is not int or version < 1:
@@ -170,8 +172,3 @@ def _open(file: Path) -> io.BufferedReader:
 def _measure(stream: io.BufferedIOBase) -> dict[str, Any]:
     digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"bytes": stream.tell(), "sha256": digest}
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    # One canonical spelling, whatever the file's white space.
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -13,6 +13,8 @@ DISTRIBUTIONS = {
     "gymnasium": "gymnasium",
     "metaworld": "metaworld",
     "mujoco": "mujoco",
+    "numba": "numba",  # and what it compiles with: they decide how the simulation's numbers round
+    "llvmlite": "llvmlite",
 }
 
 

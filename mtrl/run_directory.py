@@ -2,7 +2,7 @@
 
 A run directory holds:
 
-    config.json      the configuration, with versions and machine
+    config.json      the configuration, with versions, machine and a SHA-256 of all that
     metrics.jsonl    one line per log step
     summary.json     the final figures
     checkpoints/     see `checkpoint`
@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,10 +25,16 @@ from .errors import UserError
 from .files import write_json_atomic
 from .provenance import library_versions, machine
 from .run_lock import RunLock
+from .seal import seal, unseal
 
 MAX_CONFIG_BYTES = 16 << 20
 _CONFIG = "config.json"
 _ABSENT = object()
+_WRITTEN = (
+    *(_CONFIG, "metrics.jsonl", "checkpoints", "faults", "lock"),
+    *("wandb", "wandb/helper.log", "wandb/run_id"),
+)
+"""What is written in place: a link there would lead out of the directory."""
 
 _logger = logging.getLogger("mtrl")
 
@@ -42,14 +48,21 @@ class RunDirectory:
         path: the directory.
         config: the configuration as stored, so with lists for tuples.
         id: what its checkpoints are known by, wherever the directory is moved.
+        earlier: the configurations that were stored before it was opened, oldest first.
     """
 
     def __init__(
-        self, path: Path, config: dict[str, Any], run_id: str, lock: RunLock | None
+        self,
+        path: Path,
+        config: dict[str, Any],
+        run_id: str,
+        lock: RunLock | None,
+        earlier: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.path = path
         self.config = config
         self.id = run_id
+        self.earlier = earlier
         self._lock = lock
 
     @classmethod
@@ -77,6 +90,7 @@ class RunDirectory:
         run_id = uuid.uuid4().hex
         try:
             path = _make_default(root, default_name) if path is None else _make(path)
+            _refuse_links(path)
             lock = RunLock(path)
             try:
                 if _contents(path):  # another process was faster
@@ -94,7 +108,12 @@ class RunDirectory:
 
     @classmethod
     def resume(
-        cls, path: Path, config: Mapping[str, Any], *, may_differ: frozenset[str] = frozenset()
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        may_differ: frozenset[str] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
     ) -> "RunDirectory":
         """Go on with a run, under the same configuration.
 
@@ -103,6 +122,8 @@ class RunDirectory:
             config: the configuration asked for now.
             may_differ: dotted keys ("logging.wandb") that may differ from the stored configuration.
                 Such a change is stored, and the earlier record kept under "history".
+            defaults: what a key counts as that the stored configuration lacks, as one does that a
+                later version has added.
 
         Raises:
             UserError: there is no run, its config.json is damaged, the configuration differs in
@@ -114,9 +135,11 @@ class RunDirectory:
             try:
                 record = _read_record(path)
                 given = _as_json(config)
-                _refuse_differences(path, record["config"], given, may_differ)
+                earlier = [old["config"] for old in [*record["history"], record]]
+                stored = flatten(_as_json(defaults or {})) | flatten(record["config"])
+                _refuse_differences(path, stored, flatten(given), may_differ)
                 if record["config"] != given:
-                    history = [*record.pop("history", []), record]
+                    history = [*record.pop("history"), record]
                     write_json_atomic(path / _CONFIG, _record(config, history, record["id"]))
             except BaseException:
                 lock.release()
@@ -126,7 +149,7 @@ class RunDirectory:
                 f"`--run-dir` {path} cannot be written ({error.strerror}): "
                 "resuming adds to it, so copy the run to where you may write"
             ) from error
-        return cls(path, given, record["id"], lock)
+        return cls(path, given, record["id"], lock, earlier)
 
     @classmethod
     def open_existing(cls, path: Path) -> "RunDirectory":
@@ -169,6 +192,8 @@ class RunDirectory:
             return "it is no longer there"
         if not os.access(self.path, os.W_OK):
             return "it may not be written any more"
+        if link := _find_link(self.path):
+            return f"{link} in it has become a symbolic link"
         return None
 
     def close(self) -> None:
@@ -200,6 +225,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     file = path / _CONFIG
+    _refuse_links(path)
     if not file.is_file():
         what = f"has no {_CONFIG}" if path.is_dir() else "does not exist"
         raise UserError(f"run directory {path} {what}: give the directory of an earlier run")
@@ -209,26 +235,52 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(file.read_bytes())
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise ValueError('no "config"')
-        if not isinstance(record.setdefault("id", ""), str):
+        if not isinstance(record.get("id"), str):
             raise ValueError('"id" is not a string')
-        if not isinstance(record.get("history", []), list):
-            raise ValueError('"history" is not a list')
+        if not _is_history(record.get("history")):
+            raise ValueError('"history" is no list of earlier records')
+        record = unseal(record)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is damaged or unreadable ({error}): restore it, or start another run"
         ) from error
+    if record is None:
+        raise UserError(
+            f"{file} was changed or is damaged (it does not match its own SHA-256): put it back as "
+            "it was; what a run may go on with is given as options beside `--resume`"
+        )
     return record
 
 
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(old, dict) and isinstance(old.get("config"), dict) for old in value
+    )
+
+
+def _find_link(path: Path) -> str | None:
+    return next((name for name in _WRITTEN if (path / name).is_symlink()), None)
+
+
+def _refuse_links(path: Path) -> None:
+    if link := _find_link(path):
+        raise UserError(
+            f"{path / link} is a symbolic link, which may lead out of the run directory: put what "
+            "it leads to in its place. The run directory itself may be a link"
+        )
+
+
 def _record(config: Mapping[str, Any], history: list[Any], run_id: str) -> dict[str, Any]:
-    return {
-        "id": run_id,
-        "config": config,
-        "versions": library_versions(),
-        "machine": machine(),
-        "started": _now().isoformat(timespec="seconds"),
-        "history": history,
-    }
+    return seal(
+        {
+            "id": run_id,
+            "config": config,
+            "versions": library_versions(),
+            "machine": machine(),
+            "started": _now().isoformat(timespec="seconds"),
+            "history": history,
+        }
+    )
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,9 +290,8 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_differences(
-    path: Path, stored: dict[str, Any], given: dict[str, Any], may_differ: frozenset[str]
+    path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: frozenset[str]
 ) -> None:
-    before, now = flatten(stored), flatten(given)
     refused: list[str] = []
     allowed: list[str] = []
     for key in sorted(before.keys() | now.keys()):

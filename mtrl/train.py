@@ -192,8 +192,9 @@ class Trainer:
         """Receive a step and store its transitions; return the next observations."""
         arrived, rewards, terminated, truncated, infos = self.envs.recv()
         final = infos["final_obs"]
-        left_out = self._guard.step(arrived, rewards, final, self.progress.env_steps)
-        left_out |= infos["diverged"]
+        left_out = self._guard.step(
+            arrived, rewards, final, infos["diverged"], self.progress.env_steps
+        )
         ended = terminated | truncated
         transitions = Batch(
             observations=observations,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 import envs
 from mtrl.checkpoint import load_latest
+from mtrl.device import resolve_precision
 from mtrl.errors import UserError
 from mtrl.logging import JsonlLogger, Mark, read_metrics
 from mtrl.provenance import library_versions, machine
@@ -30,7 +33,10 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
     if not any(run.checkpoints_path.glob("step_*")):
         one_step = config.envs_per_task * len(envs.task_names(config.benchmark))
         reached = last_logged_step(run)
-        if run.summary_path.exists() or reached >= config.checkpoint_every + one_step:
+        # The interval given now says nothing about what was saved under those before.
+        intervals = [old.get("checkpoint_every") for old in run.earlier]
+        every = min((n for n in intervals if isinstance(n, int)), default=config.checkpoint_every)
+        if run.summary_path.exists() or reached >= every + one_step:
             raise UserError(
                 f"`--resume`: {run.checkpoints_path} has no checkpoint, though the run came to "
                 f"{reached} steps: put it back, or start another run in a new `--run-dir`."
@@ -57,22 +63,25 @@ def open_metrics(run: RunDirectory, state: State | None) -> JsonlLogger:
     return JsonlLogger(run.metrics_path, mark=mark, precedes=progress.is_later_than)
 
 
-def settings(run: RunDirectory) -> State:
-    """Return what a run's checkpoints have to be told of its configuration: what may not change."""
-    return {name: value for name, value in run.config.items() if name not in MAY_DIFFER_ON_RESUME}
+def settings(config: Mapping[str, Any]) -> State:
+    """Return what checkpoints have to be told of a run's configuration: what may not change."""
+    return {name: value for name, value in config.items() if name not in MAY_DIFFER_ON_RESUME}
 
 
 def refuse_other_settings(state: State, run: RunDirectory) -> None:
     """Compare the settings that a state was saved under with those in config.json.
 
-    The latter has no digest: a number that was changed in it would be taken for the run's own.
+    They do where either comes from another run, or was changed and its digest renewed. An option
+    that a later version has added counts as its default where it is missing.
 
     Raises:
         UserError: If they differ; names each.
     """
     if not isinstance(state.get("settings"), dict):
         raise _misfit(run, ValueError("it has no settings"))
-    saved, now = flatten(state["settings"]), flatten(settings(run))
+    defaults = flatten(settings(Config().to_json()))
+    saved = defaults | flatten(state["settings"])
+    now = defaults | flatten(settings(run.config))
     changes = [
         f"`--{name.rpartition('.')[2].replace('_', '-')}` {saved.get(name)} -> {now.get(name)}"
         for name in sorted(saved.keys() | now.keys())
@@ -81,7 +90,7 @@ def refuse_other_settings(state: State, run: RunDirectory) -> None:
     if changes:
         raise UserError(
             f"{run.config_path} has other settings than the checkpoint was saved under (saved -> "
-            f"found): {', '.join(changes)}. It was changed or is damaged: put the saved ones back."
+            f"found): {', '.join(changes)}. It was changed: put the saved ones back."
         )
 
 
@@ -97,9 +106,9 @@ def restore(target: Stateful, state: State, run: RunDirectory) -> None:
         raise _misfit(run, error) from error
 
 
-def tell_differences(state: State, device: torch.device) -> None:
+def tell_differences(state: State, run: RunDirectory, device: torch.device) -> None:
     """Say if the run cannot go on to the bit, since something that computes has changed."""
-    before, now = state["circumstances"], circumstances(device)
+    before, now = state["circumstances"], circumstances(run, device)
     changes = [
         f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]
     ]
@@ -109,12 +118,15 @@ def tell_differences(state: State, device: torch.device) -> None:
         )
 
 
-def circumstances(device: torch.device) -> dict[str, str | int | None]:
+def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | int | None]:
     """Return what decides how numbers round; the count of simulation threads does not."""
     return {
         **library_versions(),
         "cpu": machine()["cpu"],
+        # One processor's name stands for many, and a virtual machine may hide some of what it can.
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(resolve_precision(run.config["precision"], device)).removeprefix("torch."),
         "learner threads": torch.get_num_threads(),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from mtrl.checkpoint import CheckpointError, save_checkpoint
 from mtrl.errors import RunError
 from mtrl.guard import NonFiniteError, first_not_finite
-from mtrl.logging import JsonlLogger
+from mtrl.logging import JsonlLogger, Mark
 from mtrl.run_directory import RunDirectory
 from mtrl.types import State
 
@@ -61,7 +62,8 @@ class Saver:
         try:
             save_checkpoint(
                 self._run.checkpoints_path,
-                {**state, **self._surroundings()},
+                # Lines first: those that a checkpoint is later than are not written again.
+                {**state, **self._surroundings(self._metrics.flush())},
                 env_steps=env_steps,
                 run=self._run.id,
                 score=state["progress"]["score"],
@@ -79,10 +81,12 @@ class Saver:
         """Store the state that a fault happens in, apart from the checkpoints, and say where."""
         name = first_not_finite(state["agent"], "agent/")
         reason = f"{fault} ({name} is not finite)" if name else str(fault)
+        with contextlib.suppress(OSError):  # lines that wait are no reason to store nothing
+            self._metrics.flush()
         try:
             path = save_checkpoint(
                 self._run.path / "faults",
-                {**state, **self._surroundings(), "fault": reason},
+                {**state, **self._surroundings(self._metrics.mark), "fault": reason},
                 env_steps=state["progress"]["env_steps"],
                 run=self._run.id,
             )
@@ -93,12 +97,11 @@ class Saver:
             "good checkpoint"
         )
 
-    def _surroundings(self) -> State:
+    def _surroundings(self, mark: Mark) -> State:
         return {
-            # Lines first: those that a checkpoint is later than are not written again.
-            "metrics": vars(self._metrics.flush()),
-            "circumstances": circumstances(self._device),
-            "settings": settings(self._run),
+            "metrics": vars(mark),
+            "circumstances": circumstances(self._run, self._device),
+            "settings": settings(self._run.config),
         }
 
     def _miss(self, fault: str) -> None:

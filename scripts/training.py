@@ -116,7 +116,7 @@ def train(config: Config) -> int:
         )
         if state is not None:
             restore(trainer, state, run)
-            tell_differences(state, device)
+            tell_differences(state, run, device)
             state = None  # its arrays are views of a file, whose space a later save is to free
         try:
             finished = trainer.run()
@@ -138,7 +138,10 @@ def open_run(config: Config) -> RunDirectory:
     """Create the run's directory, or open the one to continue in."""
     if config.resume and config.run_dir is not None:
         return RunDirectory.resume(
-            config.run_dir, config.to_json(), may_differ=MAY_DIFFER_ON_RESUME
+            config.run_dir,
+            config.to_json(),
+            may_differ=MAY_DIFFER_ON_RESUME,
+            defaults=Config().to_json(),
         )
     few = len(config.benchmark) <= 3
     tasks = "+".join(config.benchmark) if few else f"{len(config.benchmark)}-tasks"

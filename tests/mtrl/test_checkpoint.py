@@ -21,7 +21,8 @@ from mtrl.checkpoint import (
     set_generator_state,
 )
 from mtrl.errors import UserError
-from mtrl.manifest import VERSION, Label, _digest, write_manifest
+from mtrl.manifest import VERSION, Label, write_manifest
+from mtrl.seal import seal
 
 FILES = ["tensors.safetensors", "state.json", "manifest.json"]
 
@@ -53,7 +54,7 @@ def rewrite_manifest(path: Path, **changes: object) -> None:
     file = path / "manifest.json"
     manifest = {**json.loads(file.read_text()), **changes}
     del manifest["sha256"]
-    file.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}))
+    file.write_text(json.dumps(seal(manifest)))
 
 
 def test_writing_into_a_loaded_state_leaves_the_file_alone(tmp_path):
@@ -199,6 +200,16 @@ def test_another_runs_checkpoint_is_skipped_and_named(tmp_path, caplog):
     assert load_latest(tmp_path, run="mine").label.env_steps == 1
     assert "step_000000000002` belongs to another run" in caplog.text
     assert load_latest(tmp_path).label.env_steps == 2
+
+
+def test_where_all_checkpoints_are_of_another_run_the_configuration_is_suspected(tmp_path):
+    for env_steps in (1, 2):
+        save_checkpoint(tmp_path, small_state(1.0), env_steps=env_steps, run="mine")
+    with pytest.raises(UserError, match=r"config\.json to another: put back"):
+        load_latest(tmp_path, run="theirs")
+    save_checkpoint(tmp_path, small_state(1.0), env_steps=3, run="a third one's")
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        load_latest(tmp_path, run="theirs")
 
 
 def test_a_tensor_named_twice_is_refused(tmp_path):

@@ -118,6 +118,30 @@ def test_an_environment_that_stays_broken_ends_the_training(train):
     np.testing.assert_allclose(state["observations"], seen, rtol=1e-6)
 
 
+class Diverging(ToyVectorEnv):
+    """Toy tasks; from the 20th step on, one row's simulation gives up on each."""
+
+    steps = 0
+
+    def _end_step(self):
+        outcome = super()._end_step()
+        self.steps += 1
+        diverged = np.zeros(K * N, np.bool_)
+        diverged[ROW] = self.steps >= 20
+        return dataclasses.replace(outcome, infos={**outcome.infos, "diverged": diverged})
+
+
+def test_a_simulation_that_diverges_in_each_step_ends_the_training(train):
+    options = VectorOptions(
+        seed=1, envs_per_task=N, max_episode_steps=EPISODE, goals="random", one_hot=False
+    )
+    message = (
+        "toy-left had 100 steps in a row that were lost as its simulation diverged, up to step"
+    )
+    with pytest.raises(NonFiniteError, match=f"{message} {119 * K * N}"):
+        train(Diverging(TOY_TASKS, options, goal_seed=1), total_steps=200 * K * N)
+
+
 def test_a_loss_that_overflows_leaves_the_other_tasks_learning(train, caplog):
     def remember(trainer):
         before.update(
@@ -181,11 +205,12 @@ def test_a_sound_training_is_not_disturbed(train, caplog):
 def test_who_saw_something_broken_before_a_stop_is_still_left_out_after_it():
     guard, resumed = Guard(["a", "b"], 1), Guard(["a", "b"], 1)
     broken = np.array([[0.0], [math.nan]])
-    assert guard.step(broken, np.zeros(2), np.zeros((2, 1)), 0).tolist() == [False, False]
+    none = np.zeros(2, np.bool_)
+    assert guard.step(broken, np.zeros(2), np.zeros((2, 1)), none, 0).tolist() == [False, False]
     resumed.load_state_dict(guard.state_dict())
     sound = np.zeros((2, 1))
-    assert resumed.step(sound, np.zeros(2), sound, 2).tolist() == [False, True]
-    assert resumed.step(sound, np.zeros(2), sound, 4).tolist() == [False, False]
+    assert resumed.step(sound, np.zeros(2), sound, none, 2).tolist() == [False, True]
+    assert resumed.step(sound, np.zeros(2), sound, none, 4).tolist() == [False, False]
     with pytest.raises(ValueError, match="shape"):
         Guard(["a"], 1).load_state_dict(guard.state_dict())
 

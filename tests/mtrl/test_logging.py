@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import math
@@ -21,7 +22,8 @@ def line(env_steps, **metrics):
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "metrics.jsonl"
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run" / "metrics.jsonl"
 
 
 @pytest.fixture
@@ -165,10 +167,12 @@ def test_lines_that_never_came_on_file_are_not_made_up_for_by_later_ones(
 ):
     monkeypatch.setattr("mtrl.logging._BACKLOG_BYTES", 80)
     logger = JsonlLogger(path)
-    path.unlink()
+    path.parent.rename(path.parent.with_name("away"))
     for step in range(5):
         logger.log(line(step))  # there is room for three
-    path.touch()
+    with pytest.raises(OSError, match="cannot be written: 3 lines are waiting"):
+        logger.flush()
+    path.parent.with_name("away").rename(path.parent)
     marked = logger.flush()
     logger.log(line(5))
     logger.close()
@@ -224,24 +228,116 @@ def test_a_full_disk_is_reported_once_and_does_not_stop(caplog):
     assert "lacks 3 lines" in caplog.text
 
 
-def test_lines_wait_for_space_and_none_is_broken_or_doubled(path, caplog):
-    """A file size limit cuts a line in two, as a disk does when it runs full."""
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+@pytest.fixture
+def limit_file_size():
+    """Cut a line in two, as a disk does when it runs full."""
+
+    @contextlib.contextmanager
+    def limit_file_size(size):
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, ignored)
+
+    return limit_file_size
+
+
+def test_lines_wait_for_space_and_none_is_broken_or_doubled(path, limit_file_size, caplog):
     logger = JsonlLogger(path)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    with limit_file_size(100):
         for step in range(10):
             logger.log(line(step))
         assert path.stat().st_size == 100
         assert read_metrics(path) == [line(0), line(1), line(2)]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
     logger.log(line(10))
     assert read_metrics(path) == [line(step) for step in range(11)]
     logger.close()
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("remove", [Path.unlink, lambda path: path.rename(f"{path}.old")])
+@pytest.mark.parametrize("lines", [[], [line(3), line(4)]], ids=["nothing waits", "lines follow"])
+def test_where_the_file_was_removed_a_new_one_is_begun(path, write, caplog, remove, lines):
+    logger = JsonlLogger(path)
+    for step in range(3):
+        logger.log(line(step))
+    remove(path)
+    for metrics in lines:
+        logger.log(metrics)
+    marked = logger.flush()
+    assert read_metrics(path) == lines
+    logger.log(line(5))
+    logger.close()
+    (record,) = caplog.records
+    assert "was removed or replaced: the 3 lines so far went with the old file" in record.message
+    assert "what is there now has 0;" in record.message
+    assert write(line(5), mark=marked) == [*lines, line(5)]
+    assert len(caplog.records) == 1, "its mark fits"
+
+
+def test_without_its_directory_nothing_is_durable_and_nothing_is_made(path, caplog):
+    logger = JsonlLogger(path)
+    logger.log(line(0))
+    moved = path.parent.rename(path.parent.with_name("away"))
+    with pytest.raises(OSError, match="cannot be written: 0 lines"):
+        logger.flush()
+    logger.close()
+    assert not path.parent.exists()
+    assert read_metrics(moved / path.name) == [line(0)]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_link_is_not_followed(path, tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text('{"mine": 1}\nhalf a li')
+    path.symlink_to(outside)
+    with pytest.raises(OSError, match="symbolic"):
+        JsonlLogger(path, mark=Mark())
+    path.unlink()
+    logger = JsonlLogger(path)
+    path.unlink()
+    path.symlink_to(outside)
+    logger.log(line(0))
+    with pytest.raises(OSError, match="1 lines are waiting"):
+        logger.flush()
+    path.unlink()
+    logger.close()
+    assert read_metrics(path) == [line(0)]
+    assert outside.read_text() == '{"mine": 1}\nhalf a li'
+
+
+@pytest.mark.parametrize(
+    ("tail", "kept"),
+    [
+        (b"", []),
+        (b'{"progress/env_steps": 9}', [line(9)]),
+        (b'{"progress/env_steps": 9', []),
+        (b"\x00\x00", []),
+    ],
+)
+def test_in_a_copy_put_in_its_place_each_line_is_whole(path, limit_file_size, caplog, tail, kept):
+    logger = JsonlLogger(path)
+    logger.log(line(0))
+    copy = path.read_bytes() + tail
+    with limit_file_size(40):
+        logger.log(line(1))  # half of it fits
+    assert path.stat().st_size == 40
+    path.with_name("copy").write_bytes(copy)
+    path.with_name("copy").replace(path)
+    logger.log(line(2))
+    marked = logger.flush()
+    logger.close()
+    assert read_metrics(path) == [line(0), *kept, line(1), line(2)]
+    assert marked.matches(path.read_bytes())
+    assert marked.size == path.stat().st_size
+    assert (
+        f"the 1 lines so far went with the old file, and what is there now has {1 + len(kept)}"
+        in (caplog.text)
+    )
 
 
 def test_the_lines_that_wait_are_bounded(path, caplog, monkeypatch):

@@ -41,7 +41,7 @@ def test_a_new_run_states_what_it_is(tmp_path):
         assert record["config"] == run.config == STORED
         assert record["history"] == []
         installed = ("mtrl", "torch", "numpy", "gymnasium", "metaworld", "mujoco", "python")
-        assert all(record["versions"][name] for name in installed)
+        assert all(record["versions"][name] for name in (*installed, "numba", "llvmlite"))
         assert record["machine"]["system"]
         assert record["machine"]["cpu"]
         paths = (run.metrics_path, run.checkpoints_path, run.summary_path, run.wandb_path)
@@ -132,6 +132,8 @@ def test_an_allowed_change_is_stored_with_its_history(finished, caplog):
     assert record["config"]["total_steps"] == 300
     assert [old["config"]["total_steps"] for old in record["history"]] == [100, 200]
     assert all("history" not in old and old["versions"] for old in record["history"])
+    with RunDirectory.resume(finished, longest) as run:
+        assert [old["total_steps"] for old in run.earlier] == [100, 200, 300]
 
 
 def test_another_configuration_is_refused(finished):
@@ -149,6 +151,18 @@ def test_another_configuration_is_refused(finished):
     assert "\n" not in message
     assert (finished / "config.json").read_bytes() == before
     RunDirectory.resume(finished, CONFIG).close()  # the refusal has let go of the lock
+
+
+def test_what_a_later_version_added_counts_as_its_default(finished):
+    later = {**CONFIG, "preset": "default", "agent": {**CONFIG["agent"], "n_steps": 1}}
+    defaults = {"preset": "default", "agent": {"widths": (1,), "n_steps": 1}, "seed": 7}
+    other = {**later, "preset": "fast"}
+    with pytest.raises(
+        UserError, match=r'other settings \(stored -> given\): `--preset`: "default"'
+    ):
+        RunDirectory.resume(finished, other, defaults=defaults)
+    RunDirectory.resume(finished, later, defaults=defaults).close()
+    assert read_config(finished)["agent"] == {"widths": [400, 400], "n_steps": 1}
 
 
 def test_a_refusal_names_every_difference(tmp_path):
@@ -178,6 +192,73 @@ def test_a_damaged_configuration_is_refused(finished, content):
         with pytest.raises(UserError, match=r"config\.json is damaged"):
             open_run()
     assert (finished / "config.json").read_bytes() == content
+
+
+LINKED = ("config.json", "metrics.jsonl", "checkpoints", "faults", "lock", "wandb")
+
+
+@pytest.mark.parametrize("name", [*LINKED, "wandb/helper.log", "wandb/run_id"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_out_of_the_directory_are_not_followed(finished, tmp_path, name, exists):
+    outside = tmp_path / "outside"
+    (finished / "wandb").mkdir()
+    if (finished / name).is_dir():
+        (finished / name).rmdir()
+    if (finished / name).exists():
+        (finished / name).rename(outside)
+    if not exists:
+        outside.unlink(missing_ok=True)
+    (finished / name).symlink_to(outside)
+    before = set(tmp_path.rglob("*"))
+    for open_run in (lambda: RunDirectory.resume(finished, CONFIG), lambda: read_config(finished)):
+        with pytest.raises(UserError, match=f"/{name} is a symbolic link"):
+            open_run()
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_new_run_does_not_follow_a_link_of_one_killed_at_birth(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(outside)
+    with pytest.raises(UserError, match="/lock is a symbolic link"):
+        RunDirectory.create(tmp_path / "run", CONFIG, default_name="x")
+    assert outside.read_text() == "precious"
+
+
+def test_the_directory_itself_may_be_a_link(finished, tmp_path):
+    (tmp_path / "link").symlink_to(finished)
+    with RunDirectory.resume(tmp_path / "link", CONFIG) as run:
+        assert run.config == STORED
+        assert run.fault() is None
+
+
+def test_what_becomes_a_link_meanwhile_is_a_fault(finished, tmp_path):
+    with RunDirectory.resume(finished, CONFIG) as run:
+        run.checkpoints_path.symlink_to(tmp_path)
+        assert run.fault() == "checkpoints in it has become a symbolic link"
+
+
+def test_each_flipped_bit_of_the_configuration_is_found(finished):
+    file = finished / "config.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"config\.json (is damaged|was changed or is damaged)"):
+            read_config(finished)
+
+
+def test_an_edited_configuration_is_refused_and_says_where_options_go(finished):
+    file = finished / "config.json"
+    text = file.read_text()
+    file.write_text(text.replace('"total_steps": 100', '"total_steps": 120'))
+    for open_run in (lambda: RunDirectory.resume(finished, CONFIG), lambda: read_config(finished)):
+        with pytest.raises(UserError, match=r"config\.json was changed .* beside `--resume`"):
+            open_run()
+    file.write_text(json.dumps(json.loads(text)))  # spelled otherwise, it says the same
+    assert read_config(finished) == STORED
 
 
 def test_one_process_at_a_time_and_a_killed_one_lets_go(tmp_path):

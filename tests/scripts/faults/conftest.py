@@ -1,8 +1,11 @@
 """Faults are done to a real process, and nothing of it may be left behind."""
 
+import json
 from pathlib import Path
 
 import pytest
+
+from mtrl.seal import seal
 
 ENDLESS = ("--total-steps", str(10**9))
 
@@ -30,6 +33,20 @@ def checkpoints():
     return lambda run_dir: sorted(
         int(path.name.removeprefix("step_")) for path in run_dir.glob("checkpoints/step_*")
     )
+
+
+@pytest.fixture(scope="session")
+def edit_config():
+    """Change the configuration that a run stored, and the digest with it."""
+
+    def edit_config(run_dir, change):
+        file = run_dir / "config.json"
+        record = json.loads(file.read_text())
+        change(record["config"])
+        del record["sha256"]
+        file.write_text(json.dumps(seal(record)))
+
+    return edit_config
 
 
 @pytest.fixture(autouse=True)

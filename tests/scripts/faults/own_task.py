@@ -37,6 +37,8 @@ class OwnReach(ENV_CLS_MAP["reach-v3"]):
                 obs[5] = float(value)
             case "velocity", value:
                 self.data.qvel[:] = float(value)
+            case "gravity", value:  # which a reset of the simulation does not undo
+                self.model.opt.gravity[:] = float(value)
             case ["raise"]:
                 raise ZeroDivisionError("in a reward of one's own")
         return reward, info

@@ -31,15 +31,29 @@ def test_what_changes_the_learning_is_refused_and_each_change_named(run, small, 
 
 
 @pytest.mark.parametrize("script", ["train_mt10", "evaluate"])
-def test_a_number_that_changed_in_the_configuration_is_not_taken_for_the_runs(
-    run, finished, snapshot, script
+@pytest.mark.parametrize("name", ["id", "total_steps"])
+def test_a_character_that_changed_in_the_configuration_is_found(
+    run, finished, snapshot, name, script
 ):
     path, _ = finished
     file = path / "config.json"
-    text = file.read_text()
-    changed = text.replace('"discount": 0.99', '"discount": 0.19')
-    assert changed != text
-    file.write_text(changed)
+    flip_a_bit(file, file.read_bytes().index(f'"{name}": '.encode()) + len(name) + 5)
+    assert json.loads(file.read_text()), "what is found is no JSON that cannot be parsed"
+    before = snapshot(path)
+    options = [path] if script == "evaluate" else ["--run-dir", path, "--resume"]
+    result = run(script, *options)
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert "config.json was changed or is damaged" in line
+    assert snapshot(path) == before
+
+
+@pytest.mark.parametrize("script", ["train_mt10", "evaluate"])
+def test_a_configuration_changed_as_a_whole_is_compared_with_the_checkpoint(
+    run, finished, snapshot, edit_config, script
+):
+    path, _ = finished
+    edit_config(path, lambda config: config["agent"].update(discount=0.19))
     before = snapshot(path)
     options = [path] if script == "evaluate" else ["--run-dir", path, "--resume"]
     result = run(script, *options)
@@ -62,6 +76,36 @@ def test_a_checkpoint_without_its_circumstances_is_told_of_in_one_line(run, fini
     assert result.code == 2
     assert "Traceback" not in result.err
     assert "'circumstances'" in result.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints"])
+def test_a_link_out_of_the_run_directory_is_refused_and_what_it_leads_to_kept(
+    run, finished, tmp_path, snapshot, name
+):
+    path, _ = finished
+    outside = (path / name).rename(tmp_path / "outside")
+    (path / name).symlink_to(outside)
+    if outside.is_dir():
+        (outside / ".incomplete_mine").mkdir()
+        (outside / ".incomplete_mine" / "precious").touch()
+    before = snapshot(tmp_path)
+    result = run("train_mt10", "--run-dir", path, "--resume", "--total-steps", 480)
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert f"{path / name} is a symbolic link" in line
+    assert snapshot(tmp_path) == before
+
+
+def test_another_interval_does_not_hide_that_checkpoints_are_missing(run, finished):
+    path, _ = finished
+    shutil.rmtree(path / "checkpoints")
+    (path / "summary.json").unlink()
+    metrics = (path / "metrics.jsonl").read_bytes()
+    for _ in range(2):  # the second time, that interval is the stored one
+        result = run("train_mt10", "--run-dir", path, "--resume", "--checkpoint-every", 10**6)
+        assert result.code == 2
+        assert "has no checkpoint, though the run came to 400 steps" in result.err.splitlines()[-1]
+    assert (path / "metrics.jsonl").read_bytes() == metrics
 
 
 @pytest.fixture
@@ -131,19 +175,60 @@ def test_a_run_goes_on_with_fewer_cores_and_says_what_has_changed(
 
 
 @pytest.fixture
-def from_a_gpu(finished):
+def edit_newest(finished):
+    """Replace the checkpoints of the finished run by the newest, changed."""
+
+    def edit_newest(change):
+        directory = finished[0] / "checkpoints"
+        found = load_latest(directory)
+        change(found.state)
+        label = found.label
+        for checkpoint in directory.iterdir():
+            shutil.rmtree(checkpoint)
+        save_checkpoint(directory, found.state, env_steps=label.env_steps, run=label.run)
+
+    return edit_newest
+
+
+def test_other_arithmetic_of_the_same_processor_is_told_of(run, small, finished, edit_newest):
+    path, _ = finished
+    edit_newest(lambda state: state["circumstances"].update(precision="bfloat16"))
+    options = ["--run-dir", path, "--resume", "--total-steps", 480, "--wandb", "disabled"]
+    result = run("train_mt10", *small, *options, environment={"ATEN_CPU_CAPABILITY": "default"})
+    assert result.code == 0, result.err
+    capability = torch.backends.cpu.get_cpu_capability()
+    instructions = f"instructions {capability} -> DEFAULT"
+    assert f"WARNING: {NOT_THE_SAME}{instructions}, precision bfloat16 -> float32\n" in result.err
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["resumed", "and resumed again"])
+def test_a_run_from_before_an_option_was_added_goes_on(
+    run, finished, edit_config, edit_newest, read_metrics, assert_gapless, again
+):
+    def forget(options):
+        del options["preset"], options["agent"]["n_steps"]
+
+    path, _ = finished
+    edit_newest(lambda state: forget(state["settings"]))
+    if not again:  # what the first resume stored is complete, while the checkpoint may be the same
+        edit_config(path, forget)
+    result = run("train_mt10", "--run-dir", path, "--resume", "--total-steps", 480)
+    assert result.code == 0, result.err
+    assert_gapless(read_metrics(path))
+    assert json.loads((path / "config.json").read_text())["config"]["preset"] == "default"
+
+
+@pytest.fixture
+def from_a_gpu(finished, edit_config, edit_newest):
     """A finished run, changed into what one leaves behind that learned on a GPU."""
     path, _ = finished
-    config = path / "config.json"
-    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
-    found = load_latest(path / "checkpoints")
-    state = found.state
-    state["circumstances"]["device"] = "NVIDIA H200"
-    assert replace_generators(state["agent"]) + replace_generators(state["replay"]) == 4
-    label = found.label
-    for checkpoint in path.glob("checkpoints/*"):
-        shutil.rmtree(checkpoint)
-    save_checkpoint(found.path.parent, state, env_steps=label.env_steps, run=label.run)
+    edit_config(path, lambda config: config.update(device="cuda"))
+
+    def change(state):
+        state["circumstances"]["device"] = "NVIDIA H200"
+        assert replace_generators(state["agent"]) + replace_generators(state["replay"]) == 4
+
+    edit_newest(change)
     return path
 
 

@@ -48,6 +48,16 @@ def test_a_simulation_that_diverges_costs_its_episode_and_the_run_ends_as_usual(
     assert np.abs(replay["observations"].numpy()).max() < 2
 
 
+def test_a_simulation_that_diverges_in_each_step_ends_the_run(start_own_task, tmp_path):
+    result = start_own_task("gravity=1e30").wait()
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    (error,) = (line for line in result.err.splitlines() if line.startswith("error: "))
+    lost = "an environment of own-reach had 100 steps in a row that were lost as its simulation"
+    assert f"{lost} diverged, up to step 120; the state it happens in is in" in error
+    assert load_latest(tmp_path / "run" / "faults").label.env_steps == 120
+
+
 def test_a_simulation_that_raises_is_replaced_until_the_tenth_time(
     start_own_task, tmp_path, read_metrics, checkpoints, reached
 ):

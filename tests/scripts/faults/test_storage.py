@@ -115,6 +115,28 @@ def test_a_directory_that_is_moved_away_ends_the_run_and_can_be_resumed_there(
     assert_gapless(read_metrics(moved))
 
 
+def test_metrics_that_are_removed_are_begun_anew_and_checkpoints_go_on(
+    start, run, endless, tmp_path, reached, checkpoints, read_metrics
+):
+    path = tmp_path / "run"
+    script = start("train_mt10", *endless)
+    script.wait_until(lambda: len(checkpoints(path)) == 2)
+    (path / "metrics.jsonl").unlink()
+    script.wait_until(lambda: script.said("removed or replaced") and reached() > 0)
+    step = reached()
+    script.wait_until(lambda: reached() >= step + 400 and checkpoints(path)[-1] > step)
+    script.signal(signal.SIGTERM)
+    result = script.wait()
+    assert result.code == 143
+    assert result.err.count("WARNING") == 1
+    more = ["--resume", "--total-steps", (checkpoints(path)[-1] // 80 + 2) * 80]
+    resumed = run("train_mt10", *endless, *more)
+    assert resumed.code == 0
+    assert "not what it was" not in resumed.err
+    steps = [row["progress/env_steps"] for row in read_metrics(path)]
+    assert sorted(set(steps)) == list(range(steps[0], steps[-1] + 1, 80)), "no later line is lost"
+
+
 def test_a_stop_whose_save_fails_does_not_end_as_if_it_were_saved(
     start, endless, tmp_path, reached
 ):
