@@ -11,7 +11,7 @@ import envs
 from agents import SACConfig
 from mtrl.errors import UserError
 
-from .presets import PRESETS, PresetName
+from .presets import PRESETS, TOY_AGENT, PresetName
 
 MAY_DIFFER_ON_RESUME = frozenset(
     {
@@ -120,7 +120,7 @@ class Config:
             eval_every=max(1, total_steps // 10),
             checkpoint_every=max(1, total_steps // 10),
             log_every=max(1, total_steps // 100),
-            agent=SACConfig(**chosen.agent),
+            agent=SACConfig(**{**(TOY_AGENT if toy else {}), **chosen.agent}),
             **chosen.options,
         )
 

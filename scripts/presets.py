@@ -27,6 +27,9 @@ class Preset:
     agent: Mapping[str, Any] = field(default_factory=dict)
 
 
+TOY_AGENT: Mapping[str, Any] = {"n_steps": 1}
+"""A toy task turns on each single action: rewards that followed from older ones mislead there."""
+
 PRESETS: dict[PresetName, Preset] = {
     "default": Preset(),
     # Meta-World+'s multi-task SAC (McLean et al., "Meta-World+", 2025), as published: one
