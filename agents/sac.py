@@ -65,7 +65,7 @@ class SACConfig:
     """Longest combined gradient that reaches Adam."""
     discount: float = 0.99
     """How much the next step's value counts."""
-    n_steps: int = 8
+    n_steps: int = 1
     """Rewards taken from what happened before a critic's own estimate takes over."""
     target_rate: float = 0.025
     """Share of the critics that moves into their targets with each update."""

@@ -61,7 +61,7 @@ class Config:
     for half of the cores."""
     overlap: bool = True
     """Learn while the environments take their next step, from what was there before it."""
-    agent: SACConfig = field(default_factory=SACConfig)
+    agent: SACConfig = field(default_factory=lambda: SACConfig(**PRESETS["default"].agent))
     """Networks, losses, weightings."""
     batch_size: int = 64
     """Transitions per task in an update."""
@@ -120,9 +120,17 @@ class Config:
             eval_every=max(1, total_steps // 10),
             checkpoint_every=max(1, total_steps // 10),
             log_every=max(1, total_steps // 100),
-            agent=SACConfig(**{**(TOY_AGENT if toy else {}), **chosen.agent}),
+            agent=SACConfig(**{**chosen.agent, **(TOY_AGENT if toy else {})}),
             **chosen.options,
         )
+
+    @classmethod
+    def without_options(cls) -> dict[str, Any]:
+        """Return what each option counts as in a run that was stored before there was such a one.
+
+        An agent's options are added so that their own defaults, not a preset's, change nothing.
+        """
+        return cls(agent=SACConfig()).to_json()
 
     def validate(self) -> None:
         """Refuse what cannot work, before anything is built.

@@ -27,11 +27,13 @@ class Preset:
     agent: Mapping[str, Any] = field(default_factory=dict)
 
 
+_LONG_RETURNS: Mapping[str, Any] = {"n_steps": 8}
+
 TOY_AGENT: Mapping[str, Any] = {"n_steps": 1}
 """A toy task turns on each single action: rewards that followed from older ones mislead there."""
 
 PRESETS: dict[PresetName, Preset] = {
-    "default": Preset(),
+    "default": Preset(agent=_LONG_RETURNS),
     # Meta-World+'s multi-task SAC (McLean et al., "Meta-World+", 2025), as published: one
     # environment and one update per step of each task. Its plain sum of losses, with which its
     # numbers were reached, is `--critic-weighting uniform --actor-weighting uniform`.
@@ -47,17 +49,16 @@ PRESETS: dict[PresetName, Preset] = {
             "critic_learning_rate": 3e-4,
             "actor_learning_rate": 3e-4,
             "temperature_learning_rate": 3e-4,
-            "n_steps": 1,
             "target_rate": 0.005,
             "target_entropy": -4.0,
             "initial_temperature": 1.0,
             "reward_scale": 1.0,
         },
     ),
-    "laptop": Preset(),
+    "laptop": Preset(agent=_LONG_RETURNS),
     "gpu": Preset(
         steps_per_task=2_000_000,
         options={"envs_per_task": 32, "update_ratio": 0.25, "batch_size": 128},
-        agent={"critic_width": 1024, "critic_depth": 3, "residual": True},
+        agent={**_LONG_RETURNS, "critic_width": 1024, "critic_depth": 3, "residual": True},
     ),
 }

@@ -79,7 +79,7 @@ def refuse_other_settings(state: State, run: RunDirectory) -> None:
     """
     if not isinstance(state.get("settings"), dict):
         raise _misfit(run, ValueError("it has no settings"))
-    defaults = flatten(settings(Config().to_json()))
+    defaults = flatten(settings(Config.without_options()))
     saved = defaults | flatten(state["settings"])
     now = defaults | flatten(settings(run.config))
     changes = [

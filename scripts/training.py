@@ -141,7 +141,7 @@ def open_run(config: Config) -> RunDirectory:
             config.run_dir,
             config.to_json(),
             may_differ=MAY_DIFFER_ON_RESUME,
-            defaults=Config().to_json(),
+            defaults=Config.without_options(),
         )
     few = len(config.benchmark) <= 3
     tasks = "+".join(config.benchmark) if few else f"{len(config.benchmark)}-tasks"

@@ -11,7 +11,7 @@ from mtrl.train import Schedule
 from scripts import training
 from scripts.command_line import parse_options
 from scripts.config import MAY_DIFFER_ON_RESUME, Config
-from scripts.presets import PRESETS
+from scripts.presets import PRESETS, TOY_AGENT
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,8 @@ def test_presets_are_valid_and_leave_their_mark(preset, benchmark):
     config = Config.for_benchmark((benchmark,), preset=preset)
     config.validate()
     assert config.preset == preset
-    for options, chosen in (
-        (config, PRESETS[preset].options),
-        (config.agent, PRESETS[preset].agent),
-    ):
+    agent = PRESETS[preset].agent | (TOY_AGENT if benchmark == "toy" else {})
+    for options, chosen in ((config, PRESETS[preset].options), (config.agent, agent)):
         for name, value in chosen.items():
             assert getattr(options, name) == value
 
