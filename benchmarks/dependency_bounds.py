@@ -53,6 +53,7 @@ def install(choice: str, directory: Path, keep_torch: bool) -> Path:
     torch = [line for line in lines if Requirement(line).name == "torch"]
     subprocess.run([*command, *torch], check=True)
     subprocess.run([*command, "--upgrade", *lines], check=True)
+    subprocess.run([*command, "--no-deps", "--editable", str(ROOT)], check=True)
     return python
 
 
