@@ -1,5 +1,6 @@
 """Multi-task agents built on the core in `mtrl`."""
 
-from .sac import SAC, SACConfig
+from .config import SACConfig
+from .sac import SAC
 
 __all__ = ["SAC", "SACConfig"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from agents.sac import SACConfig
+from agents.config import SACConfig
 from mtrl.types import Batch
 
 Backward = Callable[[Tensor, list[nn.Parameter]], None]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from agents.sac import SACConfig
+from agents.config import SACConfig
 from mtrl.types import Batch
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from agents.sac import SAC, SACConfig
+from agents import SAC, SACConfig
 from mtrl.types import Batch
 
 K, B, O, A = 3, 5, 4, 2  # noqa: E741

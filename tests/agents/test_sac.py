@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agents import SAC, SACConfig
 from agents.networks import MLP
-from agents.sac import SAC, SACConfig
 from mtrl.errors import UserError
 from mtrl.gradients import Tape, jacobian, rows
 from mtrl.types import Agent, Batch

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from agents import SAC, SACConfig
 from agents.networks import MLP
-from agents.sac import SAC, SACConfig
 from agents.values import CategoricalValues
 from mtrl.gradients import Tape, jacobian, rows
 from mtrl.types import Batch

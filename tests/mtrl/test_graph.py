@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.sac import SAC, SACConfig
+from agents import SAC, SACConfig
 from mtrl.graph import WARM_UP, Updates
 from mtrl.seeding import make_generator
 from mtrl.types import Batch
