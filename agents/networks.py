@@ -9,9 +9,10 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from mtrl.gradients import Tape, linear
+from mtrl.activation import Activation
+from mtrl.gradients import Tape
+from mtrl.layers import linear
 
 
 class MLP(nn.Module):
@@ -57,6 +58,8 @@ class MLP(nn.Module):
             for values, rows in ((self.weights, fan_in), (self.biases, 1)):
                 drawn = _uniform((members, rows, fan_out), fan_in, generator)
                 values.append(nn.Parameter(drawn.to(torch.promote_types(dtype, torch.float32))))
+        # Looking one up in a `ParameterList` takes longer than adding it to a small layer.
+        self._layers = list(zip(self.weights, self.biases, strict=True))
 
     def forward(
         self, inputs: Float[Tensor, "#E K B I"], tape: Tape | None = None
@@ -67,25 +70,27 @@ class MLP(nn.Module):
             inputs: Without the one-hot.
             tape: Remembers the layers, to differentiate with respect to the parameters.
         """
-        hidden = inputs.expand(len(self.weights[0]), -1, -1, -1)
-        last = len(self.weights) - 1
+        last = len(self._layers) - 1
+        hidden = inputs.expand(len(self._layers[0][0]), -1, -1, -1)
         entered = hidden
         for layer in range(last):
             # With residual layers, 1 and 2 make a block, 3 and 4, ...
             ends_block = self.residual and layer > 0 and layer % 2 == 0
             if self.residual and layer % 2 == 1:
                 entered = hidden
-            hidden = self._affine(layer, hidden, tape)
-            if self.layer_norm:
-                hidden = F.layer_norm(hidden, hidden.shape[-1:])
-            hidden = entered + hidden if ends_block else hidden.relu()
-        return self._affine(last, hidden, tape)
+            activation = Activation(norm=self.layer_norm, relu=not ends_block)
+            hidden = self._layer(layer, hidden, activation, tape)
+            if ends_block:
+                hidden = entered + hidden
+        return self._layer(last, hidden, Activation(), tape)
 
-    def _affine(self, layer: int, inputs: Tensor, tape: Tape | None) -> Tensor:
+    def _layer(
+        self, layer: int, inputs: Tensor, activation: Activation, tape: Tape | None
+    ) -> Tensor:
         return linear(
             inputs,
-            self.weights[layer],
-            self.biases[layer],
+            *self._layers[layer],
+            activation=activation,
             tape=tape,
             dtype=self.dtype,
             one_hot=self._one_hot and layer == 0,

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
+
+from . import compiler
+from .compiler import Compiler
+from .products import multiply
 
 ELEMENT_COST = 60
 """Writing and reading one number of J takes as long as this many multiplications and additions
@@ -14,10 +24,14 @@ TASKS_AT_ONCE = 10
 """Tasks in one strip of a symmetric product: fewer multiply less above the diagonal, more fill the
 processor better."""
 
+AT_A_TIME = 1024
+"""Columns of J whose inner products are found at a time: ten rows of them stay in the cache."""
 
-FEW_TASKS, ROWS_AT_ONCE = 16, 2
-"""Up to so many tasks the rows of J are so few that a product of all with all runs at a fraction of
-the processor's rate; strips of a few rows are faster, and need only half of it."""
+_kernel = functools.partial(
+    Compiler("gramian", Path(__file__)).kernel,
+    fastmath={"reassoc", "contract", "nsz"},
+    error_model="numpy",
+)
 
 
 class TaskBlocks:
@@ -50,27 +64,13 @@ class TaskBlocks:
         return self._rows
 
     def _multiply_out(self) -> Tensor:
-        inputs, errors = self.inputs.flatten(0, 1), self._low.flatten(0, 1)
-        if errors.shape[-1] == 1:  # the same numbers in the same places, several times faster
-            flat = torch.bmm(errors.mT, inputs).mT
-        else:
-            flat = torch.bmm(inputs.mT, errors)
+        flat = multiply(self.inputs.flatten(0, 1).mT, self._low.flatten(0, 1))
         E, K = self.errors.shape[:2]
         return flat.to(self.errors.dtype).view(E, K, flat.shape[-2], flat.shape[-1])
 
     def gramian(self) -> Float[Tensor, "K K"]:
         """Return ``J @ J.T``, summed over the E networks."""
-        K = self.errors.shape[1]
-        gramian = self.errors.new_zeros(K, K)
-        if self.multiplies_out():
-            self.rows()
-            block, width = self._block_of_rows, ROWS_AT_ONCE if K <= FEW_TASKS else K
-        else:
-            block, width = self._block_of_factors, TASKS_AT_ONCE
-        for first in range(0, K, width):
-            strip, rest = slice(first, first + width), slice(first, None)
-            gramian[strip, rest] = block(strip, rest)
-        return gramian.triu_().add_(gramian.triu(1).mT) if width < K else gramian
+        return self._of_rows() if self.multiplies_out() else self._of_factors()
 
     def combine(self, weights: Float[Tensor, " K"]) -> Float[Tensor, "E I D"]:
         """Return ``weights @ J``."""
@@ -78,7 +78,7 @@ class TaskBlocks:
             E, _, I, D = self._rows.shape  # noqa: E741
             return (weights @ self._rows.flatten(2)).view(E, I, D)
         scaled = (self.errors * weights[:, None, None]).to(self._low.dtype)
-        product = torch.bmm(self.inputs.flatten(1, 2).mT, scaled.flatten(1, 2))
+        product = multiply(self.inputs.flatten(1, 2).mT, scaled.flatten(1, 2))
         return product.to(self.errors.dtype)
 
     def multiplies_out(self) -> bool:
@@ -89,16 +89,62 @@ class TaskBlocks:
         factors = 2 * (K * B) ** 2 * (I + D) * share
         return factors > I * D * (2 * K * K + ELEMENT_COST * K)
 
-    def _block_of_rows(self, strip: slice, rest: slice) -> Tensor:
+    def _of_rows(self) -> Tensor:
         rows = self.rows().flatten(2)
-        return torch.bmm(rows[:, strip], rows[:, rest].mT).sum(dim=0)
+        if not compiler.work_on(rows):
+            return torch.bmm(rows, rows.mT).sum(dim=0)
+        gramian = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+        _inner_products(rows.numpy(), gramian.numpy(), np.zeros(1, rows.numpy().dtype))
+        return gramian.to(rows.dtype)
 
-    def _block_of_factors(self, strip: slice, rest: slice) -> Tensor:
-        E, _, B, _ = self.inputs.shape
-        products = _inner(self._low, strip, rest).mul_(_inner(self.inputs, strip, rest))
-        sums = products.view(-1, B).sum(dim=1, dtype=self.errors.dtype)
-        return sums.view(E, products.shape[1] // B, B, -1).sum(dim=(0, 2))
+    def _of_factors(self) -> Tensor:
+        K, B = self.errors.shape[1:3]
+        gramian = self.errors.new_zeros(K, K)
+        for first in range(0, K, TASKS_AT_ONCE):
+            strip, rest = slice(first, first + TASKS_AT_ONCE), slice(first, None)
+            products = _inner(self._low, strip, rest).mul_(_inner(self.inputs, strip, rest))
+            sums = products.view(-1, B).sum(dim=1, dtype=self.errors.dtype)
+            gramian[strip, rest] = sums.view(products.shape[0], -1, B, K - first).sum(dim=(0, 2))
+        return gramian.triu_().add_(gramian.triu(1).mT)
 
 
 def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:
     return torch.bmm(vectors[:, strip].flatten(1, 2), vectors[:, rest].flatten(1, 2).mT)
+
+
+@_kernel
+def _inner_products(rows: NDArray[Any], gramian: NDArray[np.float64], zeros: NDArray[Any]) -> None:
+    """Add the rows' inner products to a symmetric matrix; `zeros` are of the rows' type.
+
+    A general product computes each of them twice, and is at its slowest with so few rows.
+    """
+    E, K, P = rows.shape
+    zero = zeros[0]
+    for e in range(E):
+        for first in range(0, P, AT_A_TIME):
+            part = slice(first, min(P, first + AT_A_TIME))
+            for i in range(K):
+                left = rows[e, i, part]
+                whole = i + (K - i) // 4 * 4
+                for j in range(i, whole, 4):  # four at once: a number of `left` is read once
+                    a, b = rows[e, j, part], rows[e, j + 1, part]
+                    c, d = rows[e, j + 2, part], rows[e, j + 3, part]
+                    to_a, to_b, to_c, to_d = zero, zero, zero, zero
+                    for p in range(len(left)):
+                        value = left[p]
+                        to_a += value * a[p]
+                        to_b += value * b[p]
+                        to_c += value * c[p]
+                        to_d += value * d[p]
+                    gramian[i, j] += to_a
+                    gramian[i, j + 1] += to_b
+                    gramian[i, j + 2] += to_c
+                    gramian[i, j + 3] += to_d
+                for j in range(whole, K):
+                    right, total = rows[e, j, part], zero
+                    for p in range(len(left)):
+                        total += left[p] * right[p]
+                    gramian[i, j] += total
+    for i in range(K):
+        for j in range(i):
+            gramian[i, j] = gramian[j, i]

@@ -2,13 +2,11 @@
 
 The idea: an affine layer's gradient is a product of what went into it and what came back to it,
 ``inputs.T @ errors``, and the rows of both that belong to task k yield the gradient of task k. So a
-backward pass down to the layers' outputs is all that is needed, whatever K is; a `Tape` keeps what
-the products need. How they are multiplied out is decided by their shapes, see `LayerJacobian`.
+backward pass that forms no weight gradient is all that is needed, whatever K is; a `Tape` keeps
+what the products need. How they are multiplied out is decided by their shapes, see `TaskBlocks`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -20,66 +18,19 @@ Jacobian = list["LayerJacobian"]
 """The gradients of K tasks with respect to all layers of a tape: the (K, P) Jacobian in parts."""
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One application of affine maps: the parameters, what entered and what left."""
-
-    weight: Tensor
-    bias: Tensor
-    inputs: Tensor
-    outputs: Tensor
-    one_hot: bool
-
-
-@dataclass(frozen=True)
 class Tape:
-    """Remembers the affine layers of one forward pass; see `linear` and `jacobian`."""
+    """Remembers the layers of one forward pass on its way back; see `mtrl.layers.linear`.
 
-    calls: list[_Call] = field(default_factory=list)
-
-
-def linear(
-    inputs: Float[Tensor, "E K B I"],
-    weight: Float[Tensor, "E J D"],
-    bias: Float[Tensor, "E 1 D"],
-    *,
-    tape: Tape | None = None,
-    dtype: torch.dtype = torch.float32,
-    one_hot: bool = False,
-) -> Float[Tensor, "E K B D"]:
-    """Apply the affine maps of E networks to the batches of K tasks.
-
-    Args:
-        inputs: Activations, one set per network.
-        weight: ``J = I``, or ``J = I + K`` with `one_hot`.
-        bias: Added to every row.
-        tape: Where to remember this call, to differentiate with respect to the parameters later.
-        dtype: What the matrix products are computed in; results are of the inputs' type again.
-        one_hot: Act as if the inputs went on with the one-hot of their task. As its product with
-            the weight is one row of the weight, that row is added and nothing multiplied.
-
-    Returns:
-        ``inputs @ weight + bias``.
+    Attributes:
+        layers: The tasks' gradients of each layer, last layer first, once there was a backward
+            pass.
+        probe: Enters every layer of the forward pass. A backward pass towards it passes all of
+            them, and needs no other gradient than those that lead there.
     """
-    E, K, B, I = inputs.shape  # noqa: E741
-    low = inputs.flatten(1, 2).to(dtype)
-    if one_hot:
-        added = (bias + weight[:, I:]).unsqueeze(2).expand(E, K, B, -1).flatten(1, 2)
-        weight_of_inputs = weight[:, :I]
-    else:
-        added, weight_of_inputs = bias, weight
-    if weight.shape[-1] == 1:  # a product with one column is many times slower than this
-        columns = weight_of_inputs.to(dtype).mT
-        flat = (low * columns).sum(dim=-1, keepdim=True, dtype=inputs.dtype) + added
-    elif dtype == inputs.dtype:
-        flat = torch.baddbmm(added, low, weight_of_inputs)
-    else:
-        flat = torch.bmm(low, weight_of_inputs.to(dtype)).to(inputs.dtype).add(added)
-    outputs = flat.view(E, K, B, -1)
-    if tape is not None:
-        call = _Call(weight, bias, low.detach().view(E, K, B, I), outputs, one_hot)
-        tape.calls.append(call)
-    return outputs
+
+    def __init__(self) -> None:
+        self.layers: list[LayerJacobian] = []
+        self.probe = torch.zeros((), requires_grad=True)
 
 
 def jacobian(losses: Float[Tensor, " K"], tape: Tape) -> Jacobian:
@@ -89,11 +40,9 @@ def jacobian(losses: Float[Tensor, " K"], tape: Tape) -> Jacobian:
         losses: One loss per task; loss k may depend on the rows of task k only.
         tape: Of the forward pass that led to the losses.
     """
-    errors = torch.autograd.grad(losses.sum(), [call.outputs for call in tape.calls])
-    return [
-        LayerJacobian(call.weight, call.bias, TaskBlocks(call.inputs, error), call.one_hot)
-        for call, error in zip(tape.calls, errors, strict=True)
-    ]
+    tape.layers.clear()
+    torch.autograd.grad(losses.sum(), tape.probe, allow_unused=True)
+    return tape.layers[::-1]
 
 
 def gramian(jacobian: Jacobian) -> Float[Tensor, "K K"]:
@@ -118,12 +67,15 @@ class LayerJacobian:
         weight: ``(E, J, D)``.
         bias: ``(E, 1, D)``.
         blocks: The weight's gradients, without the rows that stand for the one-hot.
+        sums: The bias's gradients ``(E, K, D)``: the errors, summed over each task's rows.
         one_hot: Whether there are such rows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, blocks: TaskBlocks, one_hot: bool) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, blocks: TaskBlocks, sums: Tensor, one_hot: bool
+    ) -> None:
         self._weight, self._bias, self._blocks, self._one_hot = weight, bias, blocks, one_hot
-        self._sums = blocks.errors.sum(dim=2)  # (E, K, D): the bias's gradients
+        self._sums = sums
 
     def gramian(self) -> Float[Tensor, "K K"]:
         """Return the inner products of the tasks' gradients."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .seeding import restore_generator
+from .stored import Stored
 from .types import Batch, State
 
 _COUNTS = ("written", "begun", "forgotten")
@@ -57,32 +58,18 @@ class Replay:
         self.capacity = capacity
         self._num_tasks = K = num_tasks
         self._generator = generator
-        self._steps = steps
-        self._discount = discount
+        self._discounts = [discount**step for step in range(steps)]
         self._device = device = generator.device
 
-        # Slots lead, tasks follow: what is written together lies together, and what is in use is
-        # one block. Row `slot * K + task` of a flat view holds what a slot has of a task.
-        def allocate(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(capacity, K, *shape, dtype=dtype, device=device)
-
-        self._observations = allocate(observation_size)
-        self._actions = allocate(action_size)
-        self._rewards = allocate()
-        self._terminated = allocate(dtype=torch.bool)
-        self._next_slots = allocate(dtype=torch.int32)
-        # Where transitions begin, oldest first: a ring of its own, read at random. What it holds,
-        # and every count below, runs on from the beginning of time; i lies in slot i % C.
-        self._starts = allocate(dtype=torch.int64)
-        self._begins = allocate(dtype=torch.bool)  # whether a transition begins at a slot
-        self._starts_on_host = self._starts.cpu().numpy()  # the same memory if that is possible
+        # What a count counts runs on from the beginning of time; number i lies in slot i % C.
+        self._stored = Stored.allocate(capacity, K, observation_size, action_size, device)
+        self._starts_on_host = self._stored.starts.cpu().numpy()  # the same memory if possible
         self._written = np.zeros(K, np.int64)  # observations
         self._begun = np.zeros(K, np.int64)  # transitions
         self._forgotten = np.zeros(K, np.int64)  # of these, the ones written over
         self._latest: NDArray[np.int64] | None = None  # (K, N) the environments' last observations
         self._over: NDArray[np.bool_] | None = None  # (K, N) whether nothing follows from those
 
-        self._tasks = torch.arange(K, device=device)[:, None]
         self._window = torch.zeros(2, K, 1, dtype=torch.int64, device=device)
 
     @property
@@ -172,31 +159,7 @@ class Replay:
         drawn = torch.randint(
             2**62, (self._num_tasks, batch_size), generator=self._generator, device=self._device
         )
-        slots = self._get("starts", (first + drawn % size) % self.capacity) % self.capacity
-        return self._follow(slots)
-
-    def _follow(self, slots: Tensor) -> Batch:
-        """Go n steps on from slots (K, B), or as far as the episodes are stored."""
-        observations, actions = self._get("observations", slots), self._get("actions", slots)
-        rewards, steps = (torch.zeros(slots.shape, device=self._device) for _ in range(2))
-        goes_on = torch.ones(slots.shape, dtype=torch.bool, device=self._device)
-        for step in range(self._steps):
-            rewards += self._discount**step * self._get("rewards", slots) * goes_on
-            steps += goes_on
-            # Where it ended before, `slots` stays at the last transition.
-            following = self._get("next_slots", slots).long()
-            if step < self._steps - 1:
-                ended = self._get("terminated", slots)
-                goes_on = goes_on & ~ended & self._get("begins", following)
-                slots = torch.where(goes_on, following, slots)
-        return Batch(
-            observations=observations,
-            actions=actions,
-            rewards=rewards,
-            next_observations=self._get("observations", following),
-            terminated=self._get("terminated", slots).float(),
-            steps=steps,
-        )
+        return self._stored.read((first + drawn % size) % self.capacity, self._discounts)
 
     def _allocate(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Number the next observations of each task, in the order of its environments (K, N)."""
@@ -237,14 +200,8 @@ class Replay:
             flat = self._flat(name)
             flat[there] = value.to(flat.device, flat.dtype).reshape(len(rows), *flat.shape[1:])
 
-    def _get(self, name: str, slots: Tensor) -> Tensor:
-        """Read each task's slots (K, B): (K, B, ...)."""
-        flat = self._flat(name)
-        rows = (slots * self._num_tasks + self._tasks).flatten()
-        return flat.index_select(0, rows).view(*slots.shape, *flat.shape[1:])
-
     def _flat(self, name: str) -> Tensor:
-        array: Tensor = getattr(self, f"_{name}")
+        array: Tensor = getattr(self._stored, name)
         return array.flatten(0, 1)
 
     def state_dict(self) -> State:
@@ -252,8 +209,8 @@ class Replay:
         used = min(int(self._written.max()), self.capacity)
         begun = min(int(self._begun.max()), self.capacity)
         return {
-            **{name: getattr(self, f"_{name}")[:used] for name in _ARRAYS},
-            "starts": self._starts[:begun],
+            **{name: getattr(self._stored, name)[:used] for name in _ARRAYS},
+            "starts": self._stored.starts[:begun],
             **{name: getattr(self, f"_{name}").copy() for name in _COUNTS},
             "latest": None if self._latest is None else self._latest.copy(),
             "over": None if self._over is None else self._over.copy(),
@@ -275,19 +232,19 @@ class Replay:
             )
         self._check(state)
         for name in (*_ARRAYS, "starts"):
-            array = getattr(self, f"_{name}")
+            array = getattr(self._stored, name)
             array[: len(state[name])] = state[name]
         for name in _COUNTS:
             getattr(self, f"_{name}")[:] = state[name]
         self._latest, self._over = copy.copy(state["latest"]), copy.copy(state["over"])
-        self._starts_on_host = self._starts.cpu().numpy()
+        self._starts_on_host = self._stored.starts.cpu().numpy()
         self._forget()
         self._mark_begins()
         restore_generator(self._generator, state["generator"])
 
     def _mark_begins(self) -> None:
         """Find again at which slots transitions begin."""
-        self._begins.zero_()
+        self._stored.begins.zero_()
         ages = (self._begun - 1 - np.arange(self.capacity)[:, None]) % self.capacity
         in_use = ages < self._begun - self._forgotten
         place, task = np.nonzero(in_use)
@@ -305,7 +262,7 @@ class Replay:
         used = min(int(written.max()), self.capacity)
         lengths = dict.fromkeys(_ARRAYS, used) | {"starts": min(int(begun.max()), self.capacity)}
         for name, length in lengths.items():
-            own, saved = getattr(self, f"_{name}"), state[name]
+            own, saved = getattr(self._stored, name), state[name]
             if (saved.dtype, tuple(saved.shape)) != (own.dtype, (length, *own.shape[1:])):
                 raise UserError(
                     f"the saved replay has `{name}` {saved.dtype} {tuple(saved.shape)}, expected "

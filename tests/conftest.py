@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import pytest
 from hypothesis import settings
 
+from mtrl.compiler import portable
+
 # The same examples on every run and machine: a failure is a failure of the change under test.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", params=["kernels", "portable"])
+def both_ways(request):
+    """Runs a test with compiled kernels, and with what devices other than a CPU run."""
+    with portable() if request.param == "portable" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

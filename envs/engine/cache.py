@@ -12,9 +12,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
-import shutil
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -29,32 +26,8 @@ from mtrl.provenance import machine
 _logger = logging.getLogger("mtrl")
 
 DIGEST = "sha256"
-UNUSED_DAYS = 30
 
 Arrays = dict[str, NDArray[Any]]
-
-
-def cache_folder(kind: str, *ingredients: object) -> Path | None:
-    """Make the folder for what follows from `ingredients`, or None where none can be written.
-
-    Folders of the same kind that nothing has used for `UNUSED_DAYS` are removed when a new one
-    is made.
-
-    Args:
-        kind: Starts the folder's name.
-        ingredients: All that its content depends on.
-    """
-    digest = hashlib.sha256(repr(ingredients).encode()).hexdigest()[:16]
-    try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtrl"
-        path = root / f"{kind}-{digest}"
-        if not path.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
-            _remove_unused(root, kind)
-        os.utime(path)
-    except (OSError, RuntimeError):  # the latter where there is no home
-        return None
-    return path if os.access(path, os.W_OK) else None
 
 
 @functools.cache
@@ -118,12 +91,3 @@ def _digest(arrays: Arrays, text: str) -> str:
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _remove_unused(root: Path, kind: str) -> None:
-    oldest = time.time() - UNUSED_DAYS * 24 * 3600
-    for folder in root.glob(f"{kind}-*"):
-        # Another user's folder, or one that another process is removing, is left to them.
-        with contextlib.suppress(OSError):
-            if folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)

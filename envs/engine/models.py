@@ -14,9 +14,11 @@ import mujoco
 import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
+from mtrl.cache import cache_folder
+
 from ..metaworld import make_official_env
 from ..registry import environment_class
-from .cache import cache_folder, environment, write_file
+from .cache import environment, write_file
 
 
 def make_environments(

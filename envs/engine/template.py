@@ -14,8 +14,10 @@ import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from numpy.typing import NDArray
 
+from mtrl.cache import cache_folder
+
 from ..metaworld import draw_goals
-from .cache import cache_folder, environment, read_arrays, write_arrays
+from .cache import environment, read_arrays, write_arrays
 from .models import model_origin
 from .rig import FRAME_SIZE
 from .snapshot import LiveView, Snapshot, read_snapshot, write_snapshot

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import compiler
+from ..compiler import Compiler
 from ..seeding import restore_generator
 from ..types import State
+
+_kernel = Compiler("pcgrad", Path(__file__)).kernel
 
 
 class PCGrad:
@@ -84,7 +91,7 @@ class PCGrad:
 
 
 def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float[Tensor, "K K"]:
-    """Walk PCGrad's projections on coefficients, all K rows in lock-step.
+    """Walk PCGrad's projections on coefficients.
 
     Args:
         gramian: ``G = J @ J.T``.
@@ -95,8 +102,39 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float[T
     """
     squared_norms = gramian.diagonal()
     inverse = torch.where(squared_norms > 0, 1 / squared_norms, 0.0)  # zero projects nobody
+    if not compiler.work_on(gramian):
+        return _project_in_lock_step(gramian, inverse, order)
+    coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
+    _walk(gramian.numpy(), inverse.numpy(), order.numpy(), coefficients.numpy())
+    return coefficients
+
+
+@_kernel
+def _walk(
+    gramian: NDArray[np.float64],
+    inverse: NDArray[np.float64],
+    order: NDArray[np.int64],
+    coefficients: NDArray[np.float64],
+) -> None:
+    """Project as the paper has it, one task after the other: on a CPU, calls are what costs."""
+    K = len(gramian)
+    for i in range(K):
+        products = gramian[i].copy()  # <C[i] @ J, J[j]> for all j
+        for visited in range(order.shape[1]):
+            j = order[i, visited]
+            if products[j] < 0:
+                step = products[j] * inverse[j]
+                coefficients[i, j] -= step
+                for other in range(K):
+                    products[other] -= step * gramian[j, other]
+
+
+def _project_in_lock_step(
+    gramian: Float[Tensor, "K K"], inverse: Float[Tensor, " K"], order: Int[Tensor, "K M"]
+) -> Float[Tensor, "K K"]:
+    """Project all tasks' gradients at once: on a GPU, operations are what costs, not their size."""
     # <C[i] @ J, J[j]> for all i and j. Keeping these up to date instead of C takes four small
-    # operations a visit, and small operations are what this costs.
+    # operations a visit.
     products, steps = gramian.clone(), torch.zeros_like(inverse[order])
     visits = (_columns(order), _columns(inverse[order]), gramian[order].unbind(1), _columns(steps))
     for others, scale, visited, step in zip(*visits, strict=True):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from agents.networks import MLP
 from mtrl.gradients import Tape, jacobian, rows
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

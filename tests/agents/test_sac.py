@@ -15,6 +15,8 @@ from mtrl.errors import UserError
 from mtrl.gradients import Tape, jacobian, rows
 from mtrl.types import Agent, Batch
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 K, B, O, A = 3, 5, 4, 2  # noqa: E741
 WEIGHTINGS = ("uniform", "pcgrad", "gradnorm", "gradnorm+pcgrad")
 

@@ -16,6 +16,8 @@ from agents.values import CategoricalValues
 from mtrl.gradients import Tape, jacobian, rows
 from mtrl.types import Batch
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 K, B, O, A = 3, 5, 4, 2  # noqa: E741
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 VARIANTS = {

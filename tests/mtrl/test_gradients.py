@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtrl.blocks import TaskBlocks
-from mtrl.gradients import Tape, combine, gramian, jacobian, linear, rows
+from mtrl.gradients import Tape, combine, gramian, jacobian, rows
+from mtrl.layers import linear
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 SMALL = st.integers(1, 5)
 

@@ -15,6 +15,8 @@ from torchjd.aggregation import PCGrad as TorchJDPCGrad
 from mtrl.weighting import PCGrad
 from mtrl.weighting.pcgrad import project
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def _row_loop(J: Tensor, order: Tensor) -> Tensor:
     """Yu et al. 2020, Algorithm 1, lines 3-9: the projected gradient of each task."""

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from envs.engine.cache import UNUSED_DAYS, cache_folder, read_arrays, write_arrays
+from envs.engine.cache import read_arrays, write_arrays
 from envs.engine.models import load_models, make_environments
 from envs.engine.snapshot import LiveView, Snapshot, read_snapshot, write_snapshot
 from envs.engine.template import Template, cached_goals
+from mtrl.cache import UNUSED_DAYS, cache_folder
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,95 @@
+"""How kernels are compiled, where the result is kept, and what they work on.
+
+A kernel always has a counterpart of torch's operations, for other devices.
+
+Under pytest every function is wrapped to check its annotations; kernels are compiled without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.core.errors import NumbaWarning
+from torch import Tensor
+
+from .cache import cache_folder
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_portable = False
+
+
+def work_on(tensor: Tensor) -> bool:
+    """Tell whether kernels are to work on a tensor: whether it lies where a CPU reads it."""
+    return tensor.device.type == "cpu" and not _portable
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Let a CPU run what other devices run, torch's operations alone."""
+    global _portable
+    before, _portable = _portable, True
+    try:
+        yield
+    finally:
+        _portable = before
+
+
+class Compiler:
+    """Compiles Python functions to machine code that runs without the GIL, kept between processes.
+
+    Args:
+        kind: Starts the name of the folder where the result is kept.
+        sources: Files and folders that hold all that is compiled. Numba notices a change in a
+            kernel's own file but not in the functions it has inlined from other files, so the
+            folder follows from the content of all of them.
+    """
+
+    def __init__(self, kind: str, *sources: Path) -> None:
+        self._kind = kind
+        self._sources = sources
+
+    def kernel(self, function: F, **options: Any) -> F:
+        """Compile a function; `options` are Numba's."""
+        with self._cached() as cached:
+            compiled = numba.njit(nogil=True, cache=cached, **options)(inspect.unwrap(function))
+            return cast(F, compiled)
+
+    def c_function(self, function: Callable[..., None], signature: Any) -> Any:
+        """Compile a function so that C, or another kernel, can call it by address."""
+        with self._cached() as cached:
+            return numba.cfunc(signature, cache=cached)(inspect.unwrap(function))
+
+    @functools.cached_property
+    def path(self) -> Path | None:
+        """A folder of this version of the sources, or None where none can be written."""
+        digest = hashlib.sha256()
+        for source in self._sources:
+            for file in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+                digest.update(file.read_bytes())
+        return cache_folder(self._kind, numba.__version__, digest.hexdigest())
+
+    def nothing_compiled(self) -> bool:
+        """Tell whether this version of the sources has not run on this machine yet."""
+        return self.path is None or not any(self.path.rglob("*.nbc"))
+
+    @contextlib.contextmanager
+    def _cached(self) -> Iterator[bool]:
+        """Make Numba cache what is decorated inside in `path`."""
+        before = numba.config.CACHE_DIR
+        if self.path is not None:
+            numba.config.CACHE_DIR = str(self.path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NumbaWarning)
+                yield self.path is not None and not numba.config.DISABLE_JIT
+        finally:
+            numba.config.CACHE_DIR = before

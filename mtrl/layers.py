@@ -1,0 +1,100 @@
+"""Affine layers of E networks for the batches of K tasks, which a `Tape` can remember."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .activation import Activation
+from .blocks import TaskBlocks
+from .gradients import LayerJacobian, Tape
+from .products import multiply
+
+
+def linear(
+    inputs: Float[Tensor, "E K B I"],
+    weight: Float[Tensor, "E J D"],
+    bias: Float[Tensor, "E 1 D"],
+    *,
+    activation: Activation = Activation(),  # noqa: B008 - it cannot change
+    tape: Tape | None = None,
+    dtype: torch.dtype = torch.float32,
+    one_hot: bool = False,
+) -> Float[Tensor, "E K B D"]:
+    """Apply the affine maps of E networks to the batches of K tasks, and what follows them.
+
+    Args:
+        inputs: Activations, one set per network.
+        weight: ``J = I``, or ``J = I + K`` with `one_hot`.
+        bias: Added to every row.
+        activation: What follows.
+        tape: Where to remember this call, to differentiate with respect to the parameters task by
+            task. There is no other way: for an ordinary backward pass they are constants.
+        dtype: What the matrix products are computed in; results are of the inputs' type again.
+        one_hot: Act as if the inputs went on with the one-hot of their task. As its product with
+            the weight is one row of the weight, that row is added and nothing multiplied.
+
+    Returns:
+        ``activation(inputs @ weight + bias)``.
+    """
+    # A critic's value, rounded to bf16, would be worth little, and one column costs little.
+    layer = _Layer(
+        weight, bias, activation, tape, dtype if weight.shape[-1] > 1 else inputs.dtype, one_hot
+    )
+    outputs: Tensor = _Linear.apply(inputs, None if tape is None else tape.probe, layer)
+    return outputs
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What autograd need not know of a layer."""
+
+    weight: Tensor
+    bias: Tensor
+    activation: Activation
+    tape: Tape | None
+    dtype: torch.dtype
+    one_hot: bool
+
+
+class _Linear(torch.autograd.Function):
+    """A layer as one step of autograd, towards its inputs and the tape.
+
+    Its own way back is what makes per-task gradients cheap: it hands a tape what entered and what
+    came back, and multiplies no weight gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, probe: Tensor | None, layer: _Layer) -> Tensor:
+        del probe  # it only leads back here
+        E, K, B, I = inputs.shape  # noqa: E741
+        of_inputs, added = layer.weight.detach(), layer.bias.detach()
+        if layer.one_hot:
+            of_inputs, added = of_inputs[:, :I], added + of_inputs[:, I:]
+        low, of_inputs = inputs.detach().flatten(1, 2).to(layer.dtype), of_inputs.to(layer.dtype)
+        products = multiply(low, of_inputs).to(inputs.dtype).view(E, K, B, -1)
+        outputs, kept = layer.activation.forward(products, added, keep=any(ctx.needs_input_grad))
+        ctx.layer, ctx.shape = layer, inputs.shape
+        ctx.save_for_backward(low, of_inputs, *kept)
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        low, of_inputs, *kept = ctx.saved_tensors
+        layer: _Layer = ctx.layer
+        errors, sums = layer.activation.backward(gradient, tuple(kept))
+        if layer.tape is not None:
+            blocks = TaskBlocks(low.view(ctx.shape), errors)
+            layer.tape.layers.append(
+                LayerJacobian(layer.weight, layer.bias, blocks, sums, layer.one_hot)
+            )
+        of_input = None
+        if ctx.needs_input_grad[0]:
+            flat = errors.flatten(1, 2).to(layer.dtype)
+            of_input = multiply(flat, of_inputs.mT).to(gradient.dtype).view(ctx.shape)
+        return of_input, None, None

@@ -1,0 +1,19 @@
+"""Matrix products of E networks at once."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def multiply(left: Float[Tensor, "E R I"], right: Float[Tensor, "E I D"]) -> Float[Tensor, "E R D"]:
+    """Return ``left @ right``, several times faster than `torch.bmm` where one side is thin."""
+    if left.shape[-1] == 1:
+        return left * right
+    if right.shape[-1] == 1:
+        columns = [a @ b for a, b in zip(left, right.squeeze(-1), strict=True)]
+        return torch.stack(columns).unsqueeze(-1)
+    if left.shape[-2] == 1:
+        return multiply(right.mT, left.mT).mT
+    return torch.bmm(left, right)
