@@ -87,7 +87,7 @@ class TaskBlocks:
         strips = -(-K // TASKS_AT_ONCE)
         share = (strips + 1) / (2 * strips)  # of the pairs that are on or above the diagonal
         factors = 2 * (K * B) ** 2 * (I + D) * share
-        return factors > I * D * (2 * K * K + ELEMENT_COST * K)
+        return factors > I * D * (K * K + ELEMENT_COST * K)
 
     def _of_rows(self) -> Tensor:
         rows = self.rows().flatten(2)
@@ -123,28 +123,46 @@ def _inner_products(rows: NDArray[Any], gramian: NDArray[np.float64], zeros: NDA
     for e in range(E):
         for first in range(0, P, AT_A_TIME):
             part = slice(first, min(P, first + AT_A_TIME))
-            for i in range(K):
-                left = rows[e, i, part]
+            for i in range(0, K - 1, 2):
+                # Two rows by four: a number that was read serves several products.
+                one, other = rows[e, i, part], rows[e, i + 1, part]
                 whole = i + (K - i) // 4 * 4
-                for j in range(i, whole, 4):  # four at once: a number of `left` is read once
+                for j in range(i, whole, 4):
                     a, b = rows[e, j, part], rows[e, j + 1, part]
                     c, d = rows[e, j + 2, part], rows[e, j + 3, part]
-                    to_a, to_b, to_c, to_d = zero, zero, zero, zero
-                    for p in range(len(left)):
-                        value = left[p]
-                        to_a += value * a[p]
-                        to_b += value * b[p]
-                        to_c += value * c[p]
-                        to_d += value * d[p]
-                    gramian[i, j] += to_a
-                    gramian[i, j + 1] += to_b
-                    gramian[i, j + 2] += to_c
-                    gramian[i, j + 3] += to_d
+                    one_a, one_b, one_c, one_d = zero, zero, zero, zero
+                    other_a, other_b, other_c, other_d = zero, zero, zero, zero
+                    for p in range(len(one)):
+                        x, y = one[p], other[p]
+                        one_a += x * a[p]
+                        one_b += x * b[p]
+                        one_c += x * c[p]
+                        one_d += x * d[p]
+                        other_a += y * a[p]
+                        other_b += y * b[p]
+                        other_c += y * c[p]
+                        other_d += y * d[p]
+                    gramian[i, j] += one_a
+                    gramian[i, j + 1] += one_b
+                    gramian[i, j + 2] += one_c
+                    gramian[i, j + 3] += one_d
+                    gramian[i + 1, j] += other_a
+                    gramian[i + 1, j + 1] += other_b
+                    gramian[i + 1, j + 2] += other_c
+                    gramian[i + 1, j + 3] += other_d
                 for j in range(whole, K):
-                    right, total = rows[e, j, part], zero
-                    for p in range(len(left)):
-                        total += left[p] * right[p]
-                    gramian[i, j] += total
+                    a = rows[e, j, part]
+                    one_a, other_a = zero, zero
+                    for p in range(len(one)):
+                        one_a += one[p] * a[p]
+                        other_a += other[p] * a[p]
+                    gramian[i, j] += one_a
+                    gramian[i + 1, j] += other_a
+            if K % 2:
+                last, total = rows[e, K - 1, part], zero
+                for p in range(len(last)):
+                    total += last[p] * last[p]
+                gramian[K - 1, K - 1] += total
     for i in range(K):
         for j in range(i):
             gramian[i, j] = gramian[j, i]
