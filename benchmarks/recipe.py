@@ -123,7 +123,7 @@ def report() -> None:
 
 
 def _mean_return(row: dict[str, float | None]) -> float:
-    return float(np.mean([v for name, v in row.items() if name.startswith("eval/return/")]))
+    return float(np.mean([v for name, v in row.items() if name.startswith("eval/return")]))
 
 
 def _spread(values: np.ndarray) -> str:

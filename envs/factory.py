@@ -28,6 +28,7 @@ def make_vec(
     max_episode_steps: int | None = None,
     goals: str = "random",
     goal_seed: int = 42,
+    ends_with_success: bool = False,
     one_hot: bool = True,
     engine: str = "fast",
     num_threads: int | None = None,
@@ -45,10 +46,12 @@ def make_vec(
         max_episode_steps: Length of an episode, at most 500 in Meta-World. Default: the
             benchmark's own (Meta-World 500, toy 50).
         goals: `random` draws one of the task's 50 goals for each episode; `sequential` plays them
-            in order from each `reset()` on, once each in 50/N episodes (for evaluation);
+            in order from each `reset()` on, once each in 50/N episodes; `once` plays each of them
+            once, and then rests until the next `reset()` (for evaluation);
             `official` draws as the package's own vector environments do with this seed.
         goal_seed: Decides which 50 goals a task has. Environments for training and for evaluation
             must agree on it; it is fixed by default so that runs with different seeds do too.
+        ends_with_success: Whether an episode ends, with `terminated`, in the step that succeeds.
         one_hot: Whether the task's one-hot (K,) is appended to the observations.
         engine: What simulates Meta-World: `fast` (compiled, bit-equal to the official one; see
             `docs/engine.md`) or `official` (the package's own classes). Toy tasks ignore it.
@@ -85,6 +88,7 @@ def make_vec(
         max_episode_steps=_episode_steps(chosen, max_episode_steps),
         goals=goals,
         one_hot=one_hot,
+        ends_with_success=ends_with_success,
         render_mode=render_mode,
         camera=camera,
         render_size=render_size,

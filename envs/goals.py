@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-GOAL_ORDERS = ("random", "sequential", "official")
+GOAL_ORDERS = ("random", "sequential", "once", "official")
 NUM_GOALS = 50
 
 _WORD = 2**64
@@ -15,7 +15,8 @@ class GoalSchedule:
     `random` draws uniformly, each environment from a generator of its own, so neither tasks nor
     the environments of a task share a sequence. `sequential` gives environment n of a task the
     goals n, n+N, n+2N, ... (modulo the number of goals), which covers each goal exactly once in
-    50/N episodes where N divides 50. `official` draws as the package does: all environments from
+    50/N episodes where N divides 50. `once` does too, but each environment comes to an end before
+    goals repeat, for any N. `official` draws as the package does: all environments from
     equal generators, so that all play the same sequence, and no reset reseeds them.
     """
 
@@ -55,12 +56,19 @@ class GoalSchedule:
 
     def draw(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Draw the next goal index of the environments `indices` (M,): (M,) in [0, 50)."""
-        if self._order != "sequential":
+        if self._order not in ("sequential", "once"):
             drawn = [self._generators[index].integers(NUM_GOALS) for index in indices]
             return np.array(drawn, np.int64)
         steps = self.episodes[indices] * self._envs_per_task
         self.episodes[indices] += 1
         return (indices % self._envs_per_task + steps) % NUM_GOALS
+
+    def is_exhausted(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which of the environments `indices` (M,) have no goal left to play: (M,)."""
+        if self._order != "once":
+            return np.zeros(len(indices), np.bool_)
+        following = indices % self._envs_per_task + self.episodes[indices] * self._envs_per_task
+        return np.asarray(following >= NUM_GOALS)
 
     def get_state(self) -> NDArray[np.uint64]:
         """Return the generators' states (K*N, 6): PCG64's two 128-bit words, then its buffer."""

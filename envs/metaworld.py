@@ -97,6 +97,8 @@ class OfficialVectorEnv(MujocoVectorEnv):
 
     def _end_step(self) -> Outcome:
         for index, (env, action) in enumerate(zip(self._envs, self._actions, strict=True)):
+            if self._resting[index]:
+                continue
             before = env.data.time
             observation, reward, _, _, info = env.step(action)
             info["diverged"] = has_diverged(env, before)

@@ -46,6 +46,7 @@ class VectorOptions:
     max_episode_steps: int
     goals: str
     one_hot: bool
+    ends_with_success: bool = False
     render_mode: str | None = None
     camera: str | int = "corner2"
     render_size: tuple[int, int] = (480, 480)
@@ -55,9 +56,13 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
     """N environments of each of K tasks; environment `k * N + n` is the n-th of task k.
 
     An episode plays one of its task's 50 goals and lasts exactly `max_episode_steps`, less only
-    where it comes to an observation or reward that is not finite: success does not end it, so
-    `terminated` is never set. Autoreset happens in the same step: the
-    observation returned with `truncated` is already the next episode's first.
+    where it comes to an observation or reward that is not finite. Success ends it, with
+    `terminated`, only where `ends_with_success`. Autoreset happens in the same step: the
+    observation returned with `terminated` or `truncated` is already the next episode's first.
+
+    Where goals are played `once`, an environment that has none left rests until `reset`: it stands
+    still, its rewards and measures are 0, none of its steps ends anything, and its simulation
+    costs as little as the engine can make it.
 
     `infos` holds dense arrays of the step taken, also where it ended an episode: `success` (bool),
     `goal_index` (of the episode the step belonged to), the measures of the concrete class, and
@@ -73,6 +78,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         num_envs: K*N.
         one_hot_width: K, whether or not the one-hot is appended to the observations.
         max_episode_steps: Length of an episode.
+        ends_with_success: Whether an episode ends where it succeeds.
         num_goals: Goals per task.
 
     Subclasses step and reset many environments per call through `_end_step` and `_reset_envs`;
@@ -105,6 +111,7 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self.envs_per_task = options.envs_per_task
         self.num_envs = self.num_tasks * self.envs_per_task
         self.max_episode_steps = options.max_episode_steps
+        self.ends_with_success = options.ends_with_success
 
         appended = self.one_hot_width if options.one_hot else 0
         self.single_observation_space = Box(
@@ -126,6 +133,8 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         )
         self._goal_indices = np.zeros(self.num_envs, np.int64)
         self._elapsed = np.zeros(self.num_envs, np.int64)
+        self._resting = np.zeros(self.num_envs, np.bool_)
+        self._standing = np.zeros((self.num_envs, *self.single_observation_space.shape))
         self._needs_reset = True
         self._in_flight = False
         self._actions = np.repeat(np.zeros_like(action_space.low)[None], self.num_envs, axis=0)
@@ -174,8 +183,10 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._schedule.restart()
         indices = np.arange(self.num_envs)
         forced = self._forced_goals(options or {})
+        self._resting = self._schedule.is_exhausted(indices)  # of more environments than goals
         goal_indices = self._schedule.draw(indices) if forced is None else forced
         observations = self._with_one_hot(self._start_episodes(indices, goal_indices))
+        self._standing = observations.copy()
         self._needs_reset = False
         return observations, {"goal_index": self._goal_indices.copy()}
 
@@ -224,23 +235,39 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             raise RuntimeError("call send(actions) before recv()")
         outcome = self._end_step()
         self._in_flight = False  # only now: whoever interrupts the wait may call `recv` again
-        self._elapsed += 1
-        # From numbers that are not finite no simulation recovers, so such an episode is over.
-        sound = np.isfinite(outcome.observations).all(axis=1) & np.isfinite(outcome.rewards)
-        truncated = (self._elapsed >= self.max_episode_steps) | ~sound
+        rests = self._resting
         infos: dict[str, Any] = {name: values.copy() for name, values in outcome.infos.items()}
         infos.setdefault("diverged", np.zeros(self.num_envs, np.bool_))
+        rewards, observations = outcome.rewards.copy(), self._with_one_hot(outcome.observations)
+        if rests.any():
+            observations[rests] = self._standing[rests]
+            for values in (rewards, *infos.values()):
+                values[rests] = 0
+        self._elapsed += ~rests
+        # From numbers that are not finite no simulation recovers, so such an episode is over.
+        sound = np.isfinite(observations).all(axis=1) & np.isfinite(rewards)
+        terminated = infos["success"] & sound & self.ends_with_success
+        truncated = ((self._elapsed >= self.max_episode_steps) | ~sound) & ~terminated & ~rests
         infos["goal_index"] = self._goal_indices.copy()
-        infos["final_obs"] = self._with_one_hot(outcome.observations)
-        infos["_final_obs"] = truncated.copy()
+        infos["final_obs"] = observations.copy()
+        infos["_final_obs"] = terminated | truncated
+        self._go_on(np.flatnonzero(infos["_final_obs"]), observations)
+        return observations, rewards, terminated, truncated, infos
 
-        observations = infos["final_obs"].copy()
-        rewards = outcome.rewards.copy()
-        ended = np.flatnonzero(truncated)
-        if ended.size:
-            first = self._start_episodes(ended, self._schedule.draw(ended))
-            observations[ended, : first.shape[1]] = first
-        return observations, rewards, np.zeros(self.num_envs, np.bool_), truncated, infos
+    def _go_on(self, ended: NDArray[np.int64], observations: NDArray[np.float64]) -> None:
+        """Start the next episodes where one ended, or rest; write what is seen then."""
+        if not ended.size:
+            return
+        exhausted = self._schedule.is_exhausted(ended)
+        at_rest, again = ended[exhausted], ended[~exhausted]
+        self._resting[at_rest] = True
+        # Whoever acts on what it sees needs numbers.
+        observations[at_rest] = np.nan_to_num(observations[at_rest], posinf=0.0, neginf=0.0)
+        self._standing[at_rest] = observations[at_rest]
+        self._elapsed[at_rest] = 0
+        if again.size:
+            first = self._start_episodes(again, self._schedule.draw(again))
+            observations[again, : first.shape[1]] = first
 
     def _start_step(self, actions: NDArray[Any], *, waits: bool) -> None:
         self._refuse_closed()
@@ -270,7 +297,9 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
             RuntimeError: between `send` and `recv`.
         """
         self._refuse_in_flight("get_state")
+        resting = {"resting": self._resting.copy(), "standing": self._standing.copy()}
         return {
+            **(resting if self._options.goals == "once" else {}),
             "generators": self._schedule.get_state(),
             "episodes": self._schedule.episodes.copy(),
             "goal_indices": self._goal_indices.copy(),
@@ -299,6 +328,9 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
         self._schedule.episodes[:] = state["episodes"]
         self._goal_indices[:] = goals
         self._elapsed[:] = elapsed
+        if "resting" in own:
+            self._resting[:] = state["resting"]
+            self._standing[:] = state["standing"]
         self._needs_reset = bool(state["needs_reset"])
 
     def _refuse_closed(self) -> None:

@@ -27,11 +27,13 @@ class Evaluation:
         task_names: K names.
         success: 1 where the episode reached success at any of its steps, else 0, ``(K, G)``.
         returns: Undiscounted returns in the environment's own units, ``(K, G)``.
+        whole_episodes: Whether episodes went on after success; if not, returns end with it too.
     """
 
     task_names: Sequence[str]
     success: Float[np.ndarray, "K G"]
     returns: Float[np.ndarray, "K G"]
+    whole_episodes: bool = True
 
     @property
     def success_rate(self) -> float | None:
@@ -46,7 +48,8 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Return the results under the names they are logged with, where there is any."""
         metrics = {"eval/success_rate": self.success_rate}
-        for kind, values in (("success_rate", self.success), ("return", self.returns)):
+        name_of_return = "return" if self.whole_episodes else "return_until_success"
+        for kind, values in (("success_rate", self.success), (name_of_return, self.returns)):
             for name, row in zip(self.task_names, values, strict=True):
                 metrics[f"eval/{kind}/{name}"] = mean_of_played(row)
         return {name: value for name, value in metrics.items() if value is not None}
@@ -69,7 +72,7 @@ def evaluate(
 
     Args:
         agent: Acts deterministically; nothing of it changes.
-        envs: Environments used for nothing else, made to play their goals in turn.
+        envs: Environments used for nothing else, made to play each of their goals once.
         device: The agent's.
         stop: Asked after each step whether to give up.
 
@@ -104,7 +107,8 @@ def evaluate(
             cells = tasks[sound], infos["goal_index"][sound]
             success[cells], returns[cells] = reached[sound], collected[sound]
             reached[ended], broken[ended], collected[ended] = False, False, 0.0
-    evaluation = Evaluation(envs.task_names, success, returns)
+    whole = not envs.ends_with_success
+    evaluation = Evaluation(envs.task_names, success, returns, whole_episodes=whole)
     if evaluation.num_played < K * G:
         _messages.warning(
             "%d of %d episodes of an evaluation broke off and are left out of its means: %s",

@@ -124,6 +124,7 @@ class Environments(Protocol):
     num_tasks: int
     envs_per_task: int
     num_goals: int
+    ends_with_success: bool
     single_observation_space: Any
     single_action_space: Any
 

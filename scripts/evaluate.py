@@ -51,7 +51,9 @@ def main() -> int:
     )
     refuse_other_settings(checkpoint.state, run)
     with closing(
-        make_envs(config, config.eval_envs_per_task, threads[1], evaluation=True)
+        make_envs(
+            config, config.eval_envs_per_task, threads[1], evaluation=True, whole_episodes=True
+        )
     ) as environments:
         agent = make_agent(config, environments, device)
         restore(agent, checkpoint.state["agent"], run)

@@ -163,18 +163,28 @@ def store_summary(run: RunDirectory, summary: dict[str, object]) -> None:
 
 
 def make_envs(
-    config: Config, envs_per_task: int, threads: int, *, evaluation: bool = False
+    config: Config,
+    envs_per_task: int,
+    threads: int,
+    *,
+    evaluation: bool = False,
+    whole_episodes: bool = False,
 ) -> Environments:
-    """Make the environments to train in, or those to evaluate in."""
+    """Make the environments to train in, or those to evaluate in.
+
+    Success at any step is what an evaluation looks for: its episodes end there, unless they are to
+    be played to their end for the sake of their returns.
+    """
     made: Environments = envs.make_vec(
         config.benchmark,
-        # Evaluation plays its goals in turn and draws nothing: its seed does not matter.
+        # Evaluation plays its goals once and draws nothing: its seed does not matter.
         seed=config.seed,
         envs_per_task=envs_per_task,
         reward_version=config.reward_version,
         engine=config.engine,
         num_threads=threads,
-        goals="sequential" if evaluation else "random",
+        goals="once" if evaluation else "random",
+        ends_with_success=evaluation and not whole_episodes,
         one_hot=False,  # the agent appends it, and the replay need not store it
     )
     return made

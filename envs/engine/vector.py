@@ -168,7 +168,7 @@ class EngineVectorEnv(MujocoVectorEnv):
         return self._simulation.observations[indices]
 
     def _begin_step(self, actions: NDArray[Any], *, waits: bool) -> None:
-        self._job = self._simulation.begin()
+        self._job = self._simulation.begin(self._resting)
         self._takes_part = waits
         self._simulation.actions[:] = actions
         self._stable[:] = self._simulation.observations
@@ -179,8 +179,8 @@ class EngineVectorEnv(MujocoVectorEnv):
         if failed:
             self._replace(failed)
         simulation = self._simulation
-        if simulation.diverged.any():
-            self._end_lost(np.flatnonzero(simulation.diverged), failed)
+        if (diverged := simulation.diverged & ~self._resting).any():
+            self._end_lost(np.flatnonzero(diverged), failed)
         rewards = simulation.measures["reward"]
         infos: dict[str, NDArray[Any]] = {name: simulation.measures[name] for name in MEASURES}
         infos["success"] = infos["success"] > 0

@@ -13,7 +13,7 @@ from mtrl.errors import UserError
         ("engine", "quick", "fast or official"),
         ("num_threads", 0, "1 or more"),
         ("reward_version", "v3", "v1 or v2"),
-        ("goals", "fixed", "random or sequential or official"),
+        ("goals", "fixed", "random or sequential or once or official"),
         ("envs_per_task", 0, "1 or more"),
         ("max_episode_steps", 0, "1 or more"),
         ("max_episode_steps", 501, "500"),

@@ -13,10 +13,9 @@ EPISODE_STEPS = 25
 TURNS = {"toy-reach": 0, "toy-left": 1, "toy-mirror": 2, "toy-right": 3}
 
 
-def make_envs(envs_per_task, benchmark="toy"):
-    return envs.make_vec(
-        benchmark, seed=0, envs_per_task=envs_per_task, goals="sequential", one_hot=False
-    )
+def make_envs(envs_per_task, benchmark="toy", **options):
+    options = {"seed": 0, "goals": "once", "one_hot": False} | options
+    return envs.make_vec(benchmark, envs_per_task=envs_per_task, **options)
 
 
 class HandWrittenAgent:
@@ -57,12 +56,12 @@ def stay(position, target):
 
 
 def play(rule, envs_per_task=5, **options):
-    environments = make_envs(envs_per_task)
+    environments = make_envs(envs_per_task, **options)
     agent = HandWrittenAgent(rule, environments.task_names)
-    return evaluate(agent, environments, **options)
+    return evaluate(agent, environments)
 
 
-@pytest.mark.parametrize("envs_per_task", [1, 5, 50])
+@pytest.mark.parametrize("envs_per_task", [1, 5, 20, 50, 60])
 def test_every_goal_of_every_task_is_played_once_and_recorded_as_itself(envs_per_task):
     targets = torch.tensor(_goals(), dtype=torch.float32)
     chosen = torch.arange(50) % 3 == 0
@@ -96,6 +95,24 @@ def test_success_at_any_step_counts():
     assert evaluation.success.all()
     # It does not stay there: an agent that arrives and stays collects far more.
     assert (evaluation.returns < 0.7 * play(walk_to_the_target).returns).all()
+
+
+@pytest.mark.parametrize("envs_per_task", [1, 7, 50])
+def test_ending_with_success_changes_no_success(envs_per_task):
+    def solve_near_ones(position, target):
+        near = target.norm(dim=-1, keepdim=True) < 0.8
+        return walk_through_the_target(position, target) * near
+
+    whole = play(solve_near_ones, envs_per_task)
+    ended = play(solve_near_ones, envs_per_task, ends_with_success=True)
+    assert 0 < whole.success_rate < 1
+    np.testing.assert_array_equal(whole.success, ended.success)
+    solved = whole.success > 0
+    assert (ended.returns[solved] < whole.returns[solved]).all()
+    np.testing.assert_array_equal(ended.returns[~solved], whole.returns[~solved])
+    # A return that ends early must not be mistaken for another.
+    assert "eval/return_until_success/toy-reach" in ended.metrics()
+    assert "eval/return/toy-reach" not in ended.metrics()
 
 
 def test_evaluating_changes_nothing_of_the_agent_and_repeats_itself():
@@ -132,7 +149,7 @@ class BreakingOff(ToyVectorEnv):
 
     def __init__(self, quantity, value, last_step):
         options = VectorOptions(
-            seed=0, envs_per_task=5, max_episode_steps=25, goals="sequential", one_hot=False
+            seed=0, envs_per_task=5, max_episode_steps=25, goals="once", one_hot=False
         )
         super().__init__(TOY_TASKS, options, goal_seed=0)
         self._fault = quantity, value
@@ -155,9 +172,8 @@ class BreakingOff(ToyVectorEnv):
     ("quantity", "value"),
     [("diverged", True), ("rewards", np.nan), ("rewards", np.inf), ("observations", np.nan)],
 )
-@pytest.mark.parametrize(("last_step", "lost"), [(3, 1), (10**9, 10)])
+@pytest.mark.parametrize(("last_step", "lost"), [(3, 3), (10**9, 10)])
 def test_an_episode_that_breaks_off_is_not_played(caplog, quantity, value, last_step, lost):
-    """Three that break off at once leave their environment the time to play two of them again."""
     environments = BreakingOff(quantity, value, last_step)
     agent = HandWrittenAgent(walk_to_the_target, environments.task_names)
     evaluation = evaluate(agent, environments)

@@ -83,7 +83,7 @@ def make_trainer():
 
     def make(*, seed=1, episode_steps=5, capacity=500, agent=None, schedule=SCHEDULE, **options):
         evaluation_envs = envs.make_vec(
-            "toy", seed=0, envs_per_task=50, goals="sequential", one_hot=False
+            "toy", seed=0, envs_per_task=50, goals="once", one_hot=False
         )
         defaults = {
             "evaluate": lambda agent: evaluate(agent, evaluation_envs),

@@ -12,9 +12,13 @@ def test_the_table_is_printed_and_stored_and_agrees_with_training(finished, run,
         (row,) = [row for row in rows if row and row[0] == task]
         assert f"{stored[f'eval/success_rate/{task}']:.2f}" in row
     assert any(row and row[0] == "mean" for row in rows)
-    # The same checkpoint, goals and deterministic actions as the last evaluation in training.
+    # The same checkpoint, goals and deterministic actions as the last evaluation in training, but
+    # here episodes are played to their end.
     summary = json.loads((path / "summary.json").read_text())
     del stored["seconds"], summary["seconds"]  # the summary's include the last checkpoint
+    for task in ("toy-reach", "toy-left", "toy-mirror", "toy-right"):
+        whole = stored.pop(f"eval/return/{task}")
+        assert 0 < summary.pop(f"eval/return_until_success/{task}") <= whole
     assert stored == summary
     after = snapshot(path)
     assert {name: after[name] for name in before} == before

@@ -26,6 +26,7 @@ def make_env() -> Iterator[Callable[..., Any]]:
         seed: int = 0,
         goals: Any = "random",
         version: str = "v2",
+        ends_with_success: bool = False,
         **kwargs: Any,
     ) -> MultiTaskVectorEnv:
         chosen = resolve(benchmark)
@@ -35,6 +36,7 @@ def make_env() -> Iterator[Callable[..., Any]]:
             max_episode_steps=steps,
             goals=goals,
             one_hot=True,
+            ends_with_success=ends_with_success,
         )
         kind = OfficialVectorEnv if official else EngineVectorEnv
         made.append(

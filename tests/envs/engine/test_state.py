@@ -49,8 +49,10 @@ def test_continues_bit_for_bit_in_a_fresh_process(make_env, act, tmp_path, versi
     assert found.tobytes() == np.array(expected).tobytes()
 
 
-def test_a_state_can_be_returned_to_again_and_again(make_env, act):
-    env = make_env(steps=30, goals="sequential", envs_per_task=2)
+@pytest.mark.parametrize("goals", ["sequential", "once"])
+def test_a_state_can_be_returned_to_again_and_again(make_env, act, goals):
+    # Of 30 goals played once each, after 40 steps, a half of the environments rests.
+    env = make_env(steps=30, goals=goals, envs_per_task=30 if goals == "once" else 2)
     env.reset()
     generator = np.random.default_rng(0)
     for _ in range(40):

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from metaworld.policies import SawyerReachV3Policy
 
 from envs.engine import EngineVectorEnv, simulation, vector
 from envs.vector import VectorOptions
@@ -221,3 +222,75 @@ def test_divergence_in_the_last_substep_is_found_before_it_is_observed(
     assert truncated[0]
     assert infos["diverged"][0]
     np.testing.assert_array_equal(infos["final_obs"][0], first[0])
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_environments_at_rest_cost_nothing_and_change_nothing_for_the_others(
+    make_env, act, monkeypatch, num_threads
+):
+    """Of 30 environments a task, 20 have a second goal to play of 50, 10 have not."""
+    options = {"envs_per_task": 30, "steps": 3, "num_threads": num_threads}
+    env, twin = make_env(goals="once", **options), make_env(goals="sequential", **options)
+    official = make_env("reach-v3", goals="once", envs_per_task=30, steps=3, official=True)
+    stepped = []
+    begin = simulation.Simulation.begin
+
+    def watched(self, resting=None):
+        job = begin(self, resting)
+        if self is env._simulation:
+            stepped.append(sum(end - first for first, end in self._begun))
+        return job
+
+    monkeypatch.setattr(simulation.Simulation, "begin", watched)
+    np.testing.assert_array_equal(env.reset()[0], twin.reset()[0])
+    official.reset()
+    generator = np.random.default_rng(0)
+    second_goal, seen = np.tile(np.arange(30) < 20, 3), []
+    for step in range(8):
+        actions = act(env, generator)
+        here, there = env.step(actions), twin.step(actions)
+        by_official = official.step(actions[:30])
+        moving = second_goal if step >= 3 else np.ones(90, bool)
+        moving = np.zeros(90, bool) if step >= 6 else moving
+        for ours, theirs in zip((*here[1:4], here[4]["final_obs"]), _fields(there), strict=True):
+            np.testing.assert_array_equal(ours[moving], theirs[moving])
+        assert not here[1][~moving].any()
+        assert not here[3][~moving].any()
+        assert not here[4]["success"][~moving].any()
+        np.testing.assert_array_equal(by_official[1], here[1][:30])
+        np.testing.assert_array_equal(by_official[3], here[3][:30])
+        seen.append(here[0])
+        if step > 2:
+            np.testing.assert_array_equal(here[0][~moving], seen[-2][~moving])
+    assert stepped == [90] * 3 + [60] * 3 + [0] * 2
+    env.reset()
+    assert env.step(actions)[1].all()
+
+
+def _fields(step):
+    return (*step[1:4], step[4]["final_obs"])
+
+
+@pytest.mark.filterwarnings("ignore:Constant")  # the scripted policy's own
+def test_success_ends_an_episode_where_it_shall(make_env):
+    ends, goes_on = (
+        make_env("reach-v3", envs_per_task=4, goals="once", ends_with_success=flag)
+        for flag in (True, False)
+    )
+    policy = SawyerReachV3Policy()
+    observations, _ = ends.reset()
+    np.testing.assert_array_equal(goes_on.reset()[0], observations)
+    finished = np.zeros(4, bool)
+    while not finished.all():
+        actions = np.array([policy.get_action(row[:39]) for row in observations], np.float32)
+        observations, _, terminated, truncated, infos = ends.step(actions)
+        _, _, *ended, reference = goes_on.step(actions)
+        assert not np.any(ended)
+        assert not truncated.any()
+        going_on = ~finished
+        success = reference["success"][going_on]
+        np.testing.assert_array_equal(terminated[going_on], success)
+        np.testing.assert_array_equal(infos["success"][going_on], success)
+        np.testing.assert_array_equal(infos["_final_obs"], terminated)
+        assert (observations != infos["final_obs"]).any(axis=1)[terminated].all()
+        finished |= terminated
