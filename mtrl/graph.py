@@ -1,4 +1,4 @@
-"""Several updates by one call, and on a GPU by one launch."""
+"""Updates in any number: one by one on a CPU, many with one launch on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WARM_UP = 3
 
 
 class Updates:
-    """Takes n updates a call: one by one on a CPU, as one CUDA graph on a GPU.
+    """Takes updates: one by one on a CPU, as CUDA graphs of n and of one on a GPU.
 
     These networks are small: a GPU spends an update waiting for the next of some hundred kernels to
     be launched. A graph launches all of them at once. It repeats the very operations that the same
@@ -23,7 +23,7 @@ class Updates:
     Args:
         update: Takes one update, replay sampling included, and returns detached metrics. What
             changes from call to call, such as how full the replay is, has to come from tensors.
-        count: n.
+        at_once: n, how many a graph holds. What is left of a number is taken one by one.
         generators: All that `update` draws from; a graph has to know them.
         device: Where `update` works.
     """
@@ -31,54 +31,66 @@ class Updates:
     def __init__(
         self,
         update: Callable[[], dict[str, Tensor]],
-        count: int,
         *,
+        at_once: int,
         generators: Sequence[torch.Generator],
         device: torch.device | str,
     ) -> None:
         self._update = update
-        self._count = count
+        self._at_once = at_once
         self._generators = generators
         self._device = torch.device(device)
         self.forget()
 
-    def __call__(self) -> dict[str, Tensor]:
-        """Take n updates; return the last one's metrics, which the next call overwrites."""
-        if self._device.type != "cuda":
-            return self._run()
-        if self._calls < WARM_UP:
-            self._calls += 1
-            return self._run_on_side_stream()
-        if self._graph is None:
-            self._capture()
-        self._graph.replay()
-        return self._metrics
+    def __call__(self, count: int) -> dict[str, Tensor]:
+        """Take so many updates, at least one.
+
+        Returns:
+            The last one's metrics, which the next call overwrites.
+        """
+        metrics: dict[str, Tensor] = {}
+        while count > 0:
+            size = self._at_once if count >= self._at_once else 1
+            metrics = self._take(size)
+            count -= size
+        return metrics
 
     def forget(self) -> None:
         """Capture anew. Necessary once state was loaded: it may live in other memory."""
-        self._calls = 0
-        self._graph: Any = None
-        self._metrics: dict[str, Tensor] = {}
+        self._warm_ups = 0
+        self._graphs: dict[int, tuple[Any, dict[str, Tensor]]] = {}
 
-    def _run(self) -> dict[str, Tensor]:
+    def _take(self, size: int) -> dict[str, Tensor]:
+        if self._device.type != "cuda":
+            return self._run(size)
+        if self._warm_ups < WARM_UP:
+            self._warm_ups += 1
+            return self._run_on_side_stream(size)
+        if size not in self._graphs:
+            self._graphs[size] = self._capture(size)
+        graph, metrics = self._graphs[size]
+        graph.replay()
+        return metrics
+
+    def _run(self, size: int) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
-        for _ in range(self._count):
+        for _ in range(size):
             metrics = self._update()
         return metrics
 
-    def _run_on_side_stream(self) -> dict[str, Tensor]:
+    def _run_on_side_stream(self, size: int) -> dict[str, Tensor]:
         # Capture wants all memory of the first calls, autograd's too, off the default stream.
         side, current = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            metrics = self._run()
+            metrics = self._run(size)
         current.wait_stream(side)
         return metrics
 
-    def _capture(self) -> None:
+    def _capture(self, size: int) -> tuple[Any, dict[str, Tensor]]:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
         with torch.cuda.graph(graph):
-            self._metrics = self._run()
-        self._graph = graph
+            metrics = self._run(size)
+        return graph, metrics

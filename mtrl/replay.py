@@ -73,6 +73,11 @@ class Replay:
         self._window = torch.zeros(2, K, 1, dtype=torch.int64, device=device)
 
     @property
+    def generator(self) -> torch.Generator:
+        """Which transitions are sampled."""
+        return self._generator
+
+    @property
     def size(self) -> int:
         """Transitions of the task that has the fewest."""
         return int((self._begun - self._forgotten).min())

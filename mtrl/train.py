@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .episodes import EpisodeTracker
 from .evaluate import Evaluation
+from .graph import Updates
 from .guard import Guard
 from .replay import Replay
 from .seeding import restore_generator
@@ -127,6 +128,13 @@ class Trainer:
         self._guard = Guard(self.envs.task_names, self.envs.envs_per_task)
         self._learned: Mapping[str, Tensor] = {}
         self._observations: Tensor | None = None  # (K, N, O) what the agent sees now
+        per_step = self.schedule.update_ratio * self.envs.envs_per_task
+        self._updates = Updates(
+            self._update,
+            at_once=max(1, math.floor(per_step)),
+            generators=(*self.agent.generators, self.replay.generator),
+            device=self.device,
+        )
 
     def run(self) -> bool:
         """Train to the end of the schedule, or until `stop` says so.
@@ -218,10 +226,14 @@ class Trainer:
         due = self.schedule.updates_after(self.progress.env_steps, self.envs.num_tasks)
         if self.replay.size == 0:  # of a task: they are made up for
             return
-        while self.progress.updates < due:
-            self._learned = self.agent.update(self.replay.sample(self.schedule.batch_size))
-            self._guard.update(self._learned)
-            self.progress.updates += 1
+        if self.progress.updates < due:
+            self._learned = self._updates(due - self.progress.updates)
+            self.progress.updates = due
+
+    def _update(self) -> dict[str, Tensor]:
+        metrics = self.agent.update(self.replay.sample(self.schedule.batch_size))
+        self._guard.update(metrics)
+        return metrics
 
     def _evaluate(self) -> None:
         self.progress.evaluation_due = True
@@ -295,6 +307,7 @@ class Trainer:
         self._episodes.load_state_dict(state["episodes"])
         self._guard.load_state_dict(state["guard"])
         self._learned = {name: value.clone() for name, value in state["learned"].items()}
+        self._updates.forget()
 
 
 class _Clock:

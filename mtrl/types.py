@@ -6,10 +6,11 @@ environments per task, O observation size, A action size, P shared parameters, E
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -56,7 +57,14 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class Agent(Stateful, Protocol):
-    """Acts in K tasks at once and learns from batches with a leading task axis."""
+    """Acts in K tasks at once and learns from batches with a leading task axis.
+
+    Attributes:
+        generators: All that updates draw from.
+    """
+
+    @property
+    def generators(self) -> Sequence[torch.Generator]: ...  # noqa: D102
 
     def act(
         self, observations: Float[Tensor, "K N O"], *, deterministic: bool = False

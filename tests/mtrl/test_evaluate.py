@@ -21,6 +21,8 @@ def make_envs(envs_per_task, benchmark="toy", **options):
 class HandWrittenAgent:
     """Moves by a rule on the observed goal and position, knowing each task's target."""
 
+    generators = ()
+
     def __init__(self, rule, task_names):
         self._rule = rule
         self._turns = [TURNS[name] for name in task_names]

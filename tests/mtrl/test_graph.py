@@ -47,10 +47,10 @@ class Learner:
 
 def _compare(device: str, calls: int, **tolerance: float) -> None:
     together, one_by_one = Learner(device), Learner(device)
-    updates = Updates(together.update, 4, generators=together.generators, device=device)
-    for _ in range(calls):
-        metrics = updates()
-        for _ in range(4):
+    updates = Updates(together.update, at_once=4, generators=together.generators, device=device)
+    for count in (4, 1, 9, 3, 8, 4)[:calls]:
+        metrics = updates(count)
+        for _ in range(count):
             expected = one_by_one.update()
         torch.testing.assert_close(metrics, expected, **tolerance)
     torch.testing.assert_close(
@@ -62,26 +62,26 @@ def _compare(device: str, calls: int, **tolerance: float) -> None:
 
 
 def test_a_call_takes_its_updates_in_order():
-    _compare("cpu", calls=3, rtol=0, atol=0)
+    _compare("cpu", calls=4, rtol=0, atol=0)
 
 
 @needs_cuda
 def test_a_captured_graph_repeats_the_eager_update():
-    _compare("cuda", calls=WARM_UP + 4, rtol=1e-4, atol=1e-5)
+    _compare("cuda", calls=6, rtol=1e-4, atol=1e-5)
 
 
 @needs_cuda
 def test_a_graph_is_captured_anew_after_loading():
     learner = Learner("cuda")
-    updates = Updates(learner.update, 2, generators=learner.generators, device="cuda")
+    updates = Updates(learner.update, at_once=2, generators=learner.generators, device="cuda")
     for _ in range(WARM_UP + 2):
-        updates()
+        updates(2)
     saved = learner.agent.state_dict()
     learner.agent.load_state_dict(saved)
     updates.forget()
     before = learner.agent.actor.mlp.weights[0].clone()
     for _ in range(WARM_UP + 2):
-        updates()
+        updates(2)
     assert not torch.equal(learner.agent.actor.mlp.weights[0], before)
 
 

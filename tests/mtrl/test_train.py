@@ -29,6 +29,7 @@ class PushingAgent:
     """Pushes the same way always and counts its updates."""
 
     action = torch.tensor([0.5, -0.25])
+    generators = ()
 
     def __init__(self):
         self.updates = 0
