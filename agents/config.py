@@ -55,6 +55,9 @@ class SACConfig:
     """Rewards taken from what happened before a critic's own estimate takes over."""
     target_rate: float = 0.025
     """Share of the critics that moves into their targets with each update."""
+    actor_average_rate: float = 1.0
+    """Share of the actor that moves with each update into the running average that acts where
+    actions are deterministic; 1 for the actor itself."""
     target_entropy: float = -2.0
     """Entropy, in nats, that each task's temperature steers its policy towards."""
     initial_temperature: float = 0.01
@@ -110,7 +113,8 @@ class SACConfig:
             "odd with `--residual`, where layers after the first come in pairs",
         )
         _require("discount", self.discount, 0 <= self.discount <= 1, "between 0 and 1")
-        _require("target_rate", self.target_rate, 0 < self.target_rate <= 1, "in (0, 1]")
+        for name in ("target_rate", "actor_average_rate"):
+            _require(name, getattr(self, name), 0 < getattr(self, name) <= 1, "in (0, 1]")
 
 
 def _require(name: str, value: int | float, condition: bool, what: str) -> None:

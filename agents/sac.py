@@ -82,6 +82,11 @@ class SAC:
     (https://arxiv.org/abs/1812.05905). The critics' and the actor's per-task gradients are each
     combined by a weighting of their own; the temperatures share nothing and need none.
 
+    The actor goes on changing between two evaluations, back and forth: of what it does well in one
+    moment, some is lost in the next. Where actions are deterministic a running average of its
+    parameters acts, which is steadier and better (Nikishin et al., "Improving Stability in Deep
+    Reinforcement Learning with Weight Averaging", 2018). Learning does not see that average.
+
     Args:
         config: See `SACConfig`.
         num_tasks: K.
@@ -116,6 +121,9 @@ class SAC:
         self.target_critics = Critics(inputs, config, **options)
         self.target_critics.load_state_dict(self.critics.state_dict())
         self.target_critics.requires_grad_(False)
+        self.averaged_actor = Actor(observation_size, action_size, config, **options)
+        self.averaged_actor.load_state_dict(self.actor.state_dict())
+        self.averaged_actor.requires_grad_(False)
         self.log_temperatures = (
             torch.full((num_tasks,), config.initial_temperature, device=device)
             .log_()
@@ -173,9 +181,10 @@ class SAC:
         self, observations: Float[Tensor, "K N O"], *, deterministic: bool = False
     ) -> Float[Tensor, "K N A"]:
         """Choose actions for N environments of each task; see `mtrl.types.Agent`."""
-        policy: SquashedGaussian = self.actor(observations)
         if deterministic:
-            return policy.mode()
+            averaged: SquashedGaussian = self.averaged_actor(observations)
+            return averaged.mode()
+        policy: SquashedGaussian = self.actor(observations)
         return policy.sample(self._noise(policy.mean))[0]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -195,7 +204,8 @@ class SAC:
 
         temperatures = self.log_temperatures.detach().exp()
         self._update_temperatures(log_densities)
-        self._update_targets()
+        self._follow(self.target_critics, self.critics, self.config.target_rate)
+        self._follow(self.averaged_actor, self.actor, self.config.actor_average_rate)
         return {
             "train/critic_loss": critic_losses.detach(),
             "train/actor_loss": actor_losses.detach(),
@@ -260,13 +270,10 @@ class SAC:
         self.log_temperatures.grad = torch.where(gradient.isfinite(), gradient, 0.0)
         self._temperature_adam.step()
 
+    @staticmethod
     @torch.no_grad()
-    def _update_targets(self) -> None:
-        torch._foreach_lerp_(
-            list(self.target_critics.parameters()),
-            list(self.critics.parameters()),
-            self.config.target_rate,
-        )
+    def _follow(average: nn.Module, module: nn.Module, rate: float) -> None:
+        torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), rate)
 
     def _noise(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self._noise_generator, device=like.device)
@@ -275,6 +282,7 @@ class SAC:
         """Return networks, optimizers, temperatures and the generator."""
         return {
             "actor": self.actor.state_dict(),
+            "averaged_actor": self.averaged_actor.state_dict(),
             "critics": self.critics.state_dict(),
             "target_critics": self.target_critics.state_dict(),
             "log_temperatures": self.log_temperatures.detach().clone(),
@@ -292,6 +300,7 @@ class SAC:
         """
         require_form(state, self.state_dict())
         self.actor.load_state_dict(state["actor"])
+        self.averaged_actor.load_state_dict(state["averaged_actor"])
         self.critics.load_state_dict(state["critics"])
         self.target_critics.load_state_dict(state["target_critics"])
         with torch.no_grad():

@@ -50,7 +50,7 @@ def make_agent() -> Callable[..., SAC]:
             dtype=torch.float64 if double else torch.float32,
         )
         if double:
-            for module in (agent.actor, agent.critics, agent.target_critics):
+            for module in (agent.actor, agent.averaged_actor, agent.critics, agent.target_critics):
                 module.double()
             agent.log_temperatures.data = agent.log_temperatures.data.double()
         # Temperatures and targets of their own, so that no two can be mistaken for another.

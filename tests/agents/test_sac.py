@@ -195,7 +195,7 @@ def test_temperatures_of_other_tasks_do_not_change_with_a_tasks_data(
 def test_every_environment_of_every_task_has_noise_of_its_own(make_agent):
     agent = make_agent()
     with torch.no_grad():
-        for parameter in agent.actor.parameters():
+        for parameter in (*agent.actor.parameters(), *agent.averaged_actor.parameters()):
             parameter.zero_()  # one and the same policy everywhere
     actions = agent.act(torch.zeros(K, 4, O))
     assert actions.shape == (K, 4, A)
@@ -327,6 +327,35 @@ def test_runs_repeat_by_seed_and_leave_the_global_generator_alone(make_agent, ma
     assert not torch.equal(first["actor"][name], other["actor"][name])
 
 
+def test_deterministic_actions_are_those_of_the_actors_running_average(make_agent, make_batch):
+    agent = make_agent(actor_average_rate=0.1)
+    observations = make_batch(0, torch.float32).observations
+    expected = [parameter.detach().clone() for parameter in agent.actor.parameters()]
+    for seed in range(5):
+        agent.update(make_batch(seed, torch.float32))
+        for average, parameter in zip(expected, agent.actor.parameters(), strict=True):
+            average += 0.1 * (parameter.detach() - average)
+    for average, parameter in zip(expected, agent.averaged_actor.parameters(), strict=True):
+        torch.testing.assert_close(parameter, average, rtol=1e-5, atol=1e-7)
+    actions = agent.act(observations, deterministic=True)
+    assert torch.equal(actions, agent.averaged_actor(observations).mode())
+    assert not torch.allclose(actions, agent.actor(observations).mode())
+
+
+def test_averaging_changes_nothing_of_what_is_learned(make_agent, make_batch):
+    agents = [make_agent(actor_average_rate=rate) for rate in (1.0, 0.01)]
+    for seed in range(3):
+        for agent in agents:
+            agent.update(make_batch(seed, torch.float32))
+    one, other = (agent.state_dict() for agent in agents)
+    averaged = one.pop("averaged_actor"), other.pop("averaged_actor")
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    torch.testing.assert_close(averaged[0], one["actor"], rtol=0, atol=0)
+    observations = make_batch(9, torch.float32).observations
+    sampled = [agent.act(observations) for agent in agents]
+    assert torch.equal(*sampled)
+
+
 def test_targets_begin_as_the_critics():
     agent = SAC(SACConfig(), num_tasks=2, observation_size=3, action_size=1, seed=0)
     _assert_identical(agent.target_critics.state_dict(), agent.critics.state_dict())
@@ -343,6 +372,8 @@ def test_targets_begin_as_the_critics():
         ("reward_scale", float("nan")),
         ("discount", 1.01),
         ("target_rate", 0.0),
+        ("actor_average_rate", 0.0),
+        ("actor_average_rate", 1.5),
         ("gradnorm_alpha", -0.5),
     ],
 )
