@@ -8,6 +8,7 @@ must do, at the rate of a matrix product measured in the same turns), and peak m
     python benchmarks/learner.py --save learner            # everything; about half an hour
     python benchmarks/learner.py --tasks 10 --batches 128 --nets wide --seconds 20
     python benchmarks/learner.py --only ours surgery eager  # some contestants
+    python benchmarks/learner.py --nets categorical --tasks 10 --batches 16 32 --only ours eager
     python benchmarks/learner.py --memory                   # MT50 with critics 1024 wide
 
 The others need `pip install -e '.[peers]'`; one that cannot run says so in the table.
@@ -39,7 +40,11 @@ from mtrl.device import keep_freed_memory, set_threads
 from mtrl.files import write_json_atomic
 
 RESULTS = Path(__file__).parent / "results"
-NETS = {"wide": (400, 3, False), "norm": (256, 2, True)}
+NETS = {
+    "wide": (400, 3, False, False),
+    "norm": (256, 2, True, False),
+    "categorical": (256, 2, True, True),
+}
 TURN, PATIENCE = 0.3, 3.0  # seconds
 
 
@@ -47,8 +52,9 @@ TURN, PATIENCE = 0.3, 3.0  # seconds
 class Options:
     """What to measure."""
 
-    nets: tuple[Literal["wide", "norm"], ...] = ("wide", "norm")
-    """3 x 400, or 2 x 256 with layer norm; critics and actor alike."""
+    nets: tuple[Literal["wide", "norm", "categorical"], ...] = ("wide", "norm")
+    """3 x 400, or 2 x 256 with layer norm; critics and actor alike. The last has critics that give
+    a distribution over values."""
     tasks: tuple[int, ...] = (10, 50)
     """K."""
     batches: tuple[int, ...] = (16, 64, 128)

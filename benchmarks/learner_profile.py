@@ -26,7 +26,7 @@ def main(
     contestant: Annotated[str, tyro.conf.Positional] = "ours",
     tasks: int = 10,
     batch: int = 16,
-    net: Literal["wide", "norm"] = "norm",
+    net: Literal["wide", "norm", "categorical"] = "norm",
     updates: int = 40,
     rows: int = 20,
 ) -> None:

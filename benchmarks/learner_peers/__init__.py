@@ -23,13 +23,15 @@ class Shape:
     width: int
     depth: int
     layer_norm: bool
+    categorical: bool = False
     critic_width: int | None = None
 
     def __str__(self) -> str:
         """Say it in a line."""
         critics = f", critics {self.critic_width}" if self.critic_width else ""
         norm = " with layer norm" if self.layer_norm else ""
-        return f"K={self.K}, B={self.B}, {self.depth} x {self.width}{norm}{critics}"
+        bins = ", categorical critics" if self.categorical else ""
+        return f"K={self.K}, B={self.B}, {self.depth} x {self.width}{norm}{bins}{critics}"
 
     def config(self, weighting: Any = "uniform") -> SACConfig:
         """Return an agent's configuration; conflicts are measured only where they must be."""
@@ -41,6 +43,7 @@ class Shape:
             actor_width=self.width,
             actor_depth=self.depth,
             layer_norm=self.layer_norm,
+            critic_values="categorical" if self.categorical else "scalar",
             watch_conflicts=False,
         )
 
@@ -78,7 +81,8 @@ def least_operations(shape: Shape) -> int:
         inner = (shape.depth - 1) * width * width + width * outputs
         return inputs * width + inner, inner  # all layers, all but the first
 
-    critic, critic_inner = count(OBSERVATION + ACTION, shape.critic_width or shape.width, 1)
+    outputs = shape.config().value_bins if shape.categorical else 1
+    critic, critic_inner = count(OBSERVATION + ACTION, shape.critic_width or shape.width, outputs)
     actor, actor_inner = count(OBSERVATION, shape.width, 2 * ACTION)
     to_actions = critic_inner + ACTION * (shape.critic_width or shape.width)
     forward = 2 * actor + 3 * 2 * critic
@@ -130,6 +134,8 @@ def _jax(shape: Shape) -> Callable[[], Any]:
     os.environ["NPROC"] = str(torch.get_num_threads())
     from .jax_sac import JaxSAC
 
+    if shape.categorical:
+        raise NotImplementedError("written for scalar critics only")
     agent, batch = JaxSAC(shape.config(), shape.K, OBSERVATION, ACTION), shape.batch()
     return lambda: agent.update(batch)
 

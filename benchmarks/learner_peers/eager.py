@@ -37,8 +37,10 @@ class EagerSAC:
         self.actor = _mlp(observation_size + num_tasks, *hidden, 2 * action_size)
         hidden = (config.critic_width, config.critic_depth, config.layer_norm)
         inputs = observation_size + action_size + num_tasks
-        self.critics = nn.ModuleList(_mlp(inputs, *hidden, 1) for _ in range(2))
-        self.targets = nn.ModuleList(_mlp(inputs, *hidden, 1) for _ in range(2))
+        self.edges = torch.linspace(config.value_low, config.value_high, config.value_bins + 1)
+        outputs = 1 if config.critic_values == "scalar" else config.value_bins
+        self.critics = nn.ModuleList(_mlp(inputs, *hidden, outputs) for _ in range(2))
+        self.targets = nn.ModuleList(_mlp(inputs, *hidden, outputs) for _ in range(2))
         self.targets.load_state_dict(self.critics.state_dict())
         self.log_temperatures = nn.Parameter(torch.zeros(num_tasks))
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), lr=3e-4)
@@ -70,7 +72,7 @@ class EagerSAC:
         """Return what the critics should predict."""
         actions, log_densities = self.policy(self.actor, batch.next_observations, self.tasks)
         inputs = torch.cat([batch.next_observations, actions, self.tasks], dim=-1)
-        value = torch.min(*(critic(inputs).squeeze(-1) for critic in self.targets))
+        value = torch.min(*(self.decode(critic(inputs)) for critic in self.targets))
         soft_value = value - self.log_temperatures.exp()[:, None] * log_densities
         future = self.config.discount * (1 - batch.terminated) * soft_value
         target: Tensor = self.config.reward_scale * batch.rewards + future
@@ -79,8 +81,8 @@ class EagerSAC:
     def critic_step(self, batch: Batch, target: Tensor) -> None:
         """Move the critics."""
         inputs = torch.cat([batch.observations, batch.actions, self.tasks], dim=-1)
-        first, second = (critic(inputs).squeeze(-1) for critic in self.critics)
-        losses = ((first - target) ** 2).mean(dim=1) + ((second - target) ** 2).mean(dim=1)
+        first, second = (self.critic_loss(critic(inputs), target) for critic in self.critics)
+        losses = first + second
         self.critic_adam.zero_grad()
         self.backward(losses, list(self.critics.parameters()))
         self.apply(self.critic_adam, self.critics)
@@ -89,13 +91,32 @@ class EagerSAC:
         """Move the actor; return the log-densities of its actions."""
         actions, log_densities = self.policy(self.actor, batch.observations, self.tasks)
         inputs = torch.cat([batch.observations, actions, self.tasks], dim=-1)
-        value = torch.min(*(critic(inputs).squeeze(-1) for critic in self.judges()))
+        value = torch.min(*(self.decode(critic(inputs)) for critic in self.judges()))
         temperatures = self.log_temperatures.exp().detach()[:, None]
         losses = (temperatures * log_densities - value).mean(dim=1)
         self.actor_adam.zero_grad()
         self.backward(losses, list(self.actor.parameters()))
         self.apply(self.actor_adam, self.actor)
         return log_densities.detach()
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Return the values that a critic's outputs stand for."""
+        if self.config.critic_values == "scalar":
+            return outputs.squeeze(-1)
+        centers = (self.edges[:-1] + self.edges[1:]) / 2
+        return (torch.softmax(outputs, dim=-1) * centers).sum(dim=-1)
+
+    def critic_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return one critic's losses (K,): squared errors, or cross-entropies with HL-Gauss."""
+        if self.config.critic_values == "scalar":
+            return ((outputs.squeeze(-1) - target) ** 2).mean(dim=1)
+        sigma = 0.75 * (self.edges[1] - self.edges[0])
+        target = target.clamp(self.config.value_low, self.config.value_high)
+        normal = torch.distributions.Normal(target[..., None], sigma, validate_args=False)
+        below = normal.cdf(self.edges)
+        mass = (below[..., 1:] - below[..., :-1]) / (below[..., -1:] - below[..., :1])
+        losses: Tensor = -(mass * torch.log_softmax(outputs, dim=-1)).sum(dim=-1).mean(dim=1)
+        return losses
 
     def judges(self) -> nn.ModuleList:
         """Return the critics as the actor's step sees them."""
