@@ -7,6 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+THIN = 16
+"""With so few columns a product is several times faster the other way round, rows with columns."""
+
+
 def multiply(left: Float[Tensor, "E R I"], right: Float[Tensor, "E I D"]) -> Float[Tensor, "E R D"]:
     """Return ``left @ right``, several times faster than `torch.bmm` where one side is thin."""
     if left.shape[-1] == 1:
@@ -16,4 +20,6 @@ def multiply(left: Float[Tensor, "E R I"], right: Float[Tensor, "E I D"]) -> Flo
         return torch.stack(columns).unsqueeze(-1)
     if left.shape[-2] == 1:
         return multiply(right.mT, left.mT).mT
+    if right.shape[-1] <= THIN < left.shape[-2]:
+        return torch.bmm(right.mT, left.mT).mT.contiguous()
     return torch.bmm(left, right)
