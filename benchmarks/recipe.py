@@ -29,7 +29,7 @@ COMMON = (
     "--benchmark reach-v3 door-open-v3 button-press-topdown-v3 drawer-open-v3 "
     "--total-steps 480000 --warmup-steps 16000 --eval-every 80000 --log-every 20000 "
     "--checkpoint-every 480000 --envs-per-task 16 --update-ratio 0.0625 --threads 1 "
-    "--simulation-threads 1 --wandb disabled"
+    "--simulation-threads 1 --actor-average-rate 1 --wandb disabled"
 )
 RESIDUAL = "--residual --critic-depth 3"
 CATEGORICAL = "--critic-values categorical"
@@ -123,7 +123,9 @@ def report() -> None:
 
 
 def _mean_return(row: dict[str, float | None]) -> float:
-    return float(np.mean([v for name, v in row.items() if name.startswith("eval/return")]))
+    """Average whole episodes' returns; NaN where episodes ended with success."""
+    returns = [v for name, v in row.items() if name.startswith("eval/return/") and v is not None]
+    return float(np.mean(returns)) if returns else float("nan")
 
 
 def _spread(values: np.ndarray) -> str:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import compiler
+from . import dispatch
 from .compiler import Compiler
 
 EPSILON = 1e-5
@@ -136,7 +136,7 @@ class Activation:
 
 
 def _kernels_work_on(tensor: Tensor) -> bool:
-    return compiler.work_on(tensor) and tensor.dtype in (torch.float32, torch.float64)
+    return dispatch.work_on(tensor) and tensor.dtype in (torch.float32, torch.float64)
 
 
 def _constants(tensor: Tensor) -> NDArray[Any]:

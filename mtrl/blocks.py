@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import compiler
+from . import dispatch
 from .compiler import Compiler
 from .products import multiply
 
@@ -91,7 +91,7 @@ class TaskBlocks:
 
     def _of_rows(self) -> Tensor:
         rows = self.rows().flatten(2)
-        if not compiler.work_on(rows):
+        if not dispatch.work_on(rows):
             return torch.bmm(rows, rows.mT).sum(dim=0)
         gramian = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
         _inner_products(rows.numpy(), gramian.numpy(), np.zeros(1, rows.numpy().dtype))

@@ -1,6 +1,4 @@
-"""How kernels are compiled, where the result is kept, and what they work on.
-
-A kernel always has a counterpart of torch's operations, for other devices.
+"""How kernels are compiled and where the result is kept.
 
 Under pytest every function is wrapped to check its annotations; kernels are compiled without.
 """
@@ -18,29 +16,10 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.errors import NumbaWarning
-from torch import Tensor
 
 from .cache import cache_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_portable = False
-
-
-def work_on(tensor: Tensor) -> bool:
-    """Tell whether kernels are to work on a tensor: whether it lies where a CPU reads it."""
-    return tensor.device.type == "cpu" and not _portable
-
-
-@contextlib.contextmanager
-def portable() -> Iterator[None]:
-    """Let a CPU run what other devices run, torch's operations alone."""
-    global _portable
-    before, _portable = _portable, True
-    try:
-        yield
-    finally:
-        _portable = before
 
 
 class Compiler:
@@ -61,6 +40,7 @@ class Compiler:
         """Compile a function; `options` are Numba's."""
         with self._cached() as cached:
             compiled = numba.njit(nogil=True, cache=cached, **options)(inspect.unwrap(function))
+            _forgive_full_disks(compiled)
             return cast(F, compiled)
 
     def c_function(self, function: Callable[..., None], signature: Any) -> Any:
@@ -93,3 +73,17 @@ class Compiler:
                 yield self.path is not None and not numba.config.DISABLE_JIT
         finally:
             numba.config.CACHE_DIR = before
+
+
+def _forgive_full_disks(compiled: Any) -> None:
+    """Let a kernel that cannot be kept run all the same; Numba passes the error on."""
+    cache = getattr(compiled, "_cache", None)  # none where nothing is compiled
+    if cache is None:
+        return
+    save = cache.save_overload
+
+    def save_if_possible(*arguments: Any) -> None:
+        with contextlib.suppress(OSError):
+            save(*arguments)
+
+    cache.save_overload = save_if_possible

@@ -101,7 +101,7 @@ def evaluate(
         ended = terminated | truncated
         if ended.any():
             seen[tasks[ended], infos["goal_index"][ended]] = True
-            # Where an episode broke off early, its environment may come round to the goal again.
+            # Environments that play goals `sequential`ly may come round to one again.
             missing = np.isnan(success[tasks, infos["goal_index"]])
             sound = ended & missing & ~broken & np.isfinite(collected)
             cells = tasks[sound], infos["goal_index"][sound]

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import compiler
+from . import dispatch
 from .compiler import Compiler
 from .types import Batch
 
@@ -69,7 +69,7 @@ class Stored:
             A copy. The same bits on a CPU, where one kernel reads a row after the other, and
             elsewhere, where each step is some operations on all rows.
         """
-        if not compiler.work_on(places):
+        if not dispatch.work_on(places):
             return self._read_step_by_step(places, discounts)
         shape, kind = places.shape, torch.float32
         batch = Batch(

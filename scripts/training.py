@@ -284,6 +284,8 @@ def summarize(config: Config, evaluation: Evaluation, progress: Progress) -> dic
             "episodes": evaluation.num_played,
             "actions": "deterministic",
             "success": "at any step of the episode",
+            "episodes_end": "by time" if evaluation.whole_episodes else "with success or by time",
+            "actor": f"running average, rate {config.agent.actor_average_rate}",
             "seed": config.seed,
         },
         "versions": library_versions(),

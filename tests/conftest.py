@@ -8,7 +8,7 @@ import signal
 import pytest
 from hypothesis import settings
 
-from mtrl.compiler import portable
+from mtrl.dispatch import portable
 
 # The same examples on every run and machine: a failure is a failure of the change under test.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)

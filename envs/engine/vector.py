@@ -179,6 +179,8 @@ class EngineVectorEnv(MujocoVectorEnv):
         if failed:
             self._replace(failed)
         simulation = self._simulation
+        for row in np.flatnonzero(simulation.diverged & self._resting).tolist():
+            self._restore(row, int(self._goal_indices[row]))  # lest it fails again in every step
         if (diverged := simulation.diverged & ~self._resting).any():
             self._end_lost(np.flatnonzero(diverged), failed)
         rewards = simulation.measures["reward"]
@@ -195,7 +197,8 @@ class EngineVectorEnv(MujocoVectorEnv):
         failed = dict.fromkeys(self._simulation.unfinished_rows(), error)
         if self.python_tasks:
             missing: dict[int, BaseException] = {}
-            evaluate = functools.partial(self._python_rewards.evaluate_all, failed, missing)
+            skipped = {*failed, *np.flatnonzero(self._resting).tolist()}
+            evaluate = functools.partial(self._python_rewards.evaluate_all, skipped, missing)
             self._workers.start(evaluate, 1)
             self._workers.wait(STEP_SECONDS)
             failed = failed | missing

@@ -168,6 +168,18 @@ def test_small_batches_are_not_multiplied_out(K, B, width, multiplied_out):
     assert blocks.multiplies_out() is multiplied_out
 
 
+@pytest.mark.parametrize("K", [1, 2, 7, 10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inner_products_of_long_rows(K, dtype, generator):
+    inputs, errors = (_normal(generator, 2, K, 9, 50).to(dtype) for _ in range(2))
+    blocks = TaskBlocks(inputs, errors)
+    blocks.multiplies_out = lambda: True
+    rows = (inputs.double().mT @ errors.double()).flatten(2)  # 2,500 numbers each
+    expected = (rows @ rows.mT).sum(dim=0).to(dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(blocks.gramian(), expected, rtol=tolerance, atol=tolerance * 100)
+
+
 def test_weights_can_be_combined_without_a_gramian(example, generator):
     module, inputs, J = example
     weights = _normal(generator, 4)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from agents import SAC, SACConfig
-from mtrl.compiler import portable
+from mtrl.dispatch import portable
 from mtrl.graph import WARM_UP, Updates
 from mtrl.seeding import make_generator
 from mtrl.types import Batch

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtrl.compiler import portable
+from mtrl.dispatch import portable
 from mtrl.errors import UserError
 from mtrl.replay import Replay
 from mtrl.types import Batch

@@ -19,6 +19,8 @@ def test_the_table_is_printed_and_stored_and_agrees_with_training(finished, run,
     for task in ("toy-reach", "toy-left", "toy-mirror", "toy-right"):
         whole = stored.pop(f"eval/return/{task}")
         assert 0 < summary.pop(f"eval/return_until_success/{task}") <= whole
+    assert stored["protocol"].pop("episodes_end") == "by time"
+    assert summary["protocol"].pop("episodes_end") == "with success or by time"
     assert stored == summary
     after = snapshot(path)
     assert {name: after[name] for name in before} == before

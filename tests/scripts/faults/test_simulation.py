@@ -41,7 +41,7 @@ def test_a_simulation_that_diverges_costs_its_episode_and_the_run_ends_as_usual(
     assert_gapless(metrics)
     trained = [line for line in metrics if "time/env_steps_per_second" in line]
     assert [line["train/dropped_episodes/own-reach"] for line in trained] == [2, 2]
-    assert metrics[-1]["eval/return/own-reach"] > 0
+    assert metrics[-1]["eval/return_until_success/own-reach"] > 0
     replay = load_latest(tmp_path / "run" / "checkpoints").state["replay"]
     assert replay["begun"].tolist() == [160 - 2]
     # The hand is within a metre of the origin, and half a kilometre away after such a step.
