@@ -28,7 +28,7 @@ class Preset:
 
 
 _LEARNED: Mapping[str, Any] = {"n_steps": 8, "actor_average_rate": 0.002}
-"""What pays wherever there is a simulator; `docs/recipe.md` and `docs/decisions.md` have the numbers."""
+"""What pays wherever there is a simulator; see `docs/recipe.md`."""
 
 TOY_AGENT: Mapping[str, Any] = {"n_steps": 1, "actor_average_rate": 1.0}
 """A toy task turns on each single action, so that rewards which followed from older ones mislead,
