@@ -156,15 +156,10 @@ def test_an_unreachable_server_costs_a_warning_and_less_than_twenty_seconds(
     assert time.monotonic() - began < 1.0
     logger.close()
     assert time.monotonic() - began < 20.0
-    warnings = messages(caplog, "WARNING")
-    # On a busy machine wandb may use up the time it has, before it goes offline or after.
-    overdue = [warning for warning in warnings if "took too long" in warning]
-    offline = [warning for warning in warnings if "goes on offline" in warning]
-    assert overdue or offline
-    assert len(overdue) + len(offline) == len(warnings) <= 2
-    if not overdue:
-        (hint,) = messages(caplog, "INFO")
-        assert "wandb sync" in hint
+    (warning,) = messages(caplog, "WARNING")
+    assert "goes on offline" in warning
+    (hint,) = messages(caplog, "INFO")
+    assert "wandb sync" in hint
     assert any(b"marker" in path.read_bytes() for path in run_files(tmp_path))
 
 
