@@ -51,7 +51,7 @@ class GoalSchedule:
         ]
 
     def restart(self) -> None:
-        """Put sequential goals back to their first one; random goals draw on."""
+        """Put goals that are played in order back to their first; random goals draw on."""
         self.episodes[:] = 0
 
     def draw(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -162,12 +162,13 @@ class MultiTaskVectorEnv(VectorEnv[NDArray[np.float64], NDArray[Any], NDArray[An
     ) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Start a new episode everywhere.
 
-        Sequential goals start over; random goals draw on unless `seed` is given.
+        Goals played in order (`sequential`, `once`) start over; random goals draw on unless `seed`
+        is given.
 
         Args:
             seed: Reseeds every environment's own generator.
             options: May hold `goal_indices`, (K*N,) integers: the goals of the episodes that
-                start now. Later episodes draw theirs as usual.
+                start now. Later episodes draw theirs as usual: `once`, all that are its own.
 
         Returns:
             Observations (K*N, O) and `goal_index` (K*N,).

@@ -28,12 +28,7 @@ EPSILON = 1e-5
 Kept = tuple[Tensor, ...]
 """What the way back needs of the way there."""
 
-# Sums may be taken in any order, so that they vectorise; NaN and infinity are kept to.
-_kernel = functools.partial(
-    Compiler("layers", Path(__file__)).kernel,
-    fastmath={"reassoc", "contract", "nsz"},
-    error_model="numpy",
-)
+_kernel = Compiler("layers", Path(__file__)).vectorised_kernel
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class Activation:
         Returns:
             The result, which may share memory with `products`, and what `backward` needs.
         """
-        if not _kernels_work_on(products):
+        if not _uses_kernels(products):
             return self._forward_torch(products, bias, keep)
         result = torch.empty_like(products) if keep and self.norm else products
         inverse = products.new_empty(products.shape[:3])
@@ -87,7 +82,7 @@ class Activation:
             gradient: Of what `forward` returned.
             kept: What it returned beside it.
         """
-        if not _kernels_work_on(gradient):
+        if not _uses_kernels(gradient):
             return self._backward_torch(gradient, kept)
         gradient = gradient.contiguous()
         E, K, _, D = gradient.shape
@@ -135,8 +130,8 @@ class Activation:
         return gradient, gradient.sum(dim=2)
 
 
-def _kernels_work_on(tensor: Tensor) -> bool:
-    return dispatch.work_on(tensor) and tensor.dtype in (torch.float32, torch.float64)
+def _uses_kernels(tensor: Tensor) -> bool:
+    return dispatch.uses_kernels(tensor) and tensor.dtype in (torch.float32, torch.float64)
 
 
 def _constants(tensor: Tensor) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,7 @@ processor better."""
 AT_A_TIME = 1024
 """Columns of J whose inner products are found at a time: ten rows of them stay in the cache."""
 
-_kernel = functools.partial(
-    Compiler("gramian", Path(__file__)).kernel,
-    fastmath={"reassoc", "contract", "nsz"},
-    error_model="numpy",
-)
+_kernel = Compiler("gramian", Path(__file__)).vectorised_kernel
 
 
 class TaskBlocks:
@@ -91,7 +86,7 @@ class TaskBlocks:
 
     def _of_rows(self) -> Tensor:
         rows = self.rows().flatten(2)
-        if not dispatch.work_on(rows):
+        if not dispatch.uses_kernels(rows):
             return torch.bmm(rows, rows.mT).sum(dim=0)
         gramian = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
         _inner_products(rows.numpy(), gramian.numpy(), np.zeros(1, rows.numpy().dtype))

@@ -36,6 +36,11 @@ class Compiler:
         self._kind = kind
         self._sources = sources
 
+    def vectorised_kernel(self, function: F) -> F:
+        """Compile a function whose sums may be taken in any order; NaN and infinity are kept to."""
+        flags = {"reassoc", "contract", "nsz"}
+        return self.kernel(function, fastmath=flags, error_model="numpy")
+
     def kernel(self, function: F, **options: Any) -> F:
         """Compile a function; `options` are Numba's."""
         with self._cached() as cached:

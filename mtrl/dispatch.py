@@ -13,8 +13,8 @@ from torch import Tensor
 _portable = False
 
 
-def work_on(tensor: Tensor) -> bool:
-    """Tell whether kernels are to work on a tensor: whether it lies where a CPU reads it."""
+def uses_kernels(tensor: Tensor) -> bool:
+    """Tell whether what follows from a tensor is for kernels: whether a CPU reads it."""
     return tensor.device.type == "cpu" and not _portable
 
 

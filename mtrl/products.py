@@ -6,15 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from . import dispatch
+
 THIN = 16
 """With so few columns a product is several times faster the other way round, rows with columns."""
 
 
 def multiply(left: Float[Tensor, "E R I"], right: Float[Tensor, "E I D"]) -> Float[Tensor, "E R D"]:
     """Return ``left @ right``, on a CPU several times faster than `torch.bmm` for a thin side."""
+    if not dispatch.uses_kernels(left):
+        return torch.bmm(left, right)
     if left.shape[-1] == 1:
         return left * right
-    if right.shape[-1] == 1 and left.device.type == "cpu":
+    if right.shape[-1] == 1:
         columns = [a @ b for a, b in zip(left, right.squeeze(-1), strict=True)]
         return torch.stack(columns).unsqueeze(-1)
     if left.shape[-2] == 1:

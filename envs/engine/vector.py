@@ -179,10 +179,11 @@ class EngineVectorEnv(MujocoVectorEnv):
         if failed:
             self._replace(failed)
         simulation = self._simulation
-        for row in np.flatnonzero(simulation.diverged & self._resting).tolist():
-            self._restore(row, int(self._goal_indices[row]))  # lest it fails again in every step
-        if (diverged := simulation.diverged & ~self._resting).any():
-            self._end_lost(np.flatnonzero(diverged), failed)
+        if simulation.diverged.any():
+            self._end_lost(np.flatnonzero(simulation.diverged & ~self._resting), failed)
+            for row in np.flatnonzero(simulation.diverged & self._resting).tolist():
+                # Nothing ends there, but what failed would fail in every step to come.
+                self._restore(row, int(self._goal_indices[row]))
         rewards = simulation.measures["reward"]
         infos: dict[str, NDArray[Any]] = {name: simulation.measures[name] for name in MEASURES}
         infos["success"] = infos["success"] > 0

@@ -3,10 +3,12 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import envs
 from agents import SAC, SACConfig
 from mtrl.checkpoint import load_latest, save_checkpoint
+from mtrl.dispatch import portable
 from mtrl.evaluate import evaluate
 from mtrl.replay import Replay
 from mtrl.train import Progress, Schedule, Trainer
@@ -389,3 +391,23 @@ def test_lines_of_metrics_before_and_after_a_point_of_a_run_are_told_apart(due):
     assert not progress.is_later_than({**trained, "progress/env_steps": 208})
     assert progress.is_later_than({"note": 1})
     assert progress.is_later_than({"progress/env_steps": None})
+
+
+def test_an_update_of_the_loop_never_asks_the_device_for_a_number(make_trainer):
+    """Sampling, learning and the watch for broken numbers: all that a GPU captures as one graph."""
+    trainer = make_trainer(agent=make_sac(), schedule=schedule(total_steps=20 * STEP))
+    asked = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            asking = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+            if function.overloadpacket in asking:
+                asked.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with portable():
+        trainer.run()
+        with Watch():
+            trainer._update()
+            torch.zeros(()).item()
+    assert asked == ["aten._local_scalar_dense.default"]  # the one just made

@@ -16,6 +16,7 @@ TASKS = ("reach-v3", "drawer-close-v3")
 K, N = len(TASKS), 2
 STEPS = 6
 FAULT = 3  # the step in which reach-v3 goes wrong
+STEP_TIME = 0.0125  # what a step adds to MuJoCo's clock
 
 
 @pytest.fixture
@@ -248,3 +249,29 @@ def test_a_simulation_that_fails_again_and_again_ends_the_training(make, monkeyp
     with pytest.raises(RunError, match=r"MemoryError.*3 times in all: add `--resume`"):
         play(made)
     assert made.num_failures == 3
+
+
+def test_a_row_at_rest_that_fails_does_so_once(make, monkeypatch):
+    """It is stepped along with the rows around it, and no reset of its own would ever heal it."""
+    made = make(envs_per_task=3, num_threads=1, goals="once")
+    step_chunks = simulation.step_chunks
+    made.reset()
+    limit = made._simulation.data[1].time + 4.5 * STEP_TIME
+
+    def fail_where_row_1_is_late(chunks, next_chunk, *arguments):
+        its_turn = fetch_add(next_chunk, 0) == 0
+        if its_turn and made._simulation.data[1].time > limit:
+            fetch_add(next_chunk, 1)
+            raise ZeroDivisionError("in a chunk")
+        step_chunks(chunks, next_chunk, *arguments)
+
+    monkeypatch.setattr(simulation, "step_chunks", fail_where_row_1_is_late)
+    made._resting[1] = True  # as if its episodes had been short
+    lost = []
+    for _ in range(9):
+        _, rewards, _, truncated, infos = made.step(np.zeros((6, 4), np.float32))
+        lost.append(np.flatnonzero(infos["diverged"]).tolist())
+        assert not truncated[1]
+        assert rewards[1] == 0
+    assert lost == [[]] * 5 + [[0, 2]] + [[]] * 3
+    assert made.num_failures == 1
