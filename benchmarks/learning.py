@@ -30,6 +30,9 @@ from mtrl.logging import read_metrics
 RESULTS = Path(__file__).parent / "results"
 TRAIN = "scripts/train_mt10.py"
 STOPPED = 128 + signal.SIGINT
+SUCCESS = "eval/success_rate"
+
+Line = dict[str, float | None]
 
 COMMON = "--eval-envs-per-task 25 --threads 1 --wandb disabled"
 STUDIES = {
@@ -45,6 +48,7 @@ STUDIES = {
         "--update-ratio 0.0625",
     ),
     "mt10": (0.5, ""),  # the defaults
+    "mt10_unaveraged": (0.5, "--actor-average-rate 1"),
 }
 """Success rate to reach, and options, by name."""
 
@@ -53,8 +57,8 @@ STUDIES = {
 class Options:
     """What to train."""
 
-    study: Annotated[Literal["reach", "three", "mt10"], tyro.conf.Positional]
-    """One task, three tasks or MT10."""
+    study: Annotated[Literal["reach", "three", "mt10", "mt10_unaveraged"], tyro.conf.Positional]
+    """One task, three tasks, MT10, or MT10 without averaging the actor."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run each, one after the other."""
     minutes: float | None = None
@@ -67,17 +71,21 @@ def main() -> None:
     """Train and report."""
     options = tyro.cli(Options)
     threshold, arguments = STUDIES[options.study]
-    table = Table(title=f"{options.study}: steps and time until success reached {threshold}")
+    summary = Table(title=f"{options.study}: steps and time until success reached {threshold}")
     for column in ("seed", "final success", "best", "env steps", "minutes", "steps to", "min. to"):
-        table.add_column(column, justify="right")
+        summary.add_column(column, justify="right")
+    curves = Table("seed", "success at each evaluation", title=options.study)
     for seed in options.seeds:
         name = f"{options.study}_seed{seed}"
         if not options.only_report:
             command = f"{TRAIN} {arguments} {COMMON} --seed {seed} --run-dir runs/learning_{name}"
             train(command.split(), options.minutes)
             keep(name, f"python {command}", Path("runs") / f"learning_{name}")
-        table.add_row(str(seed), *report(RESULTS / f"{name}.jsonl", threshold))
-    Console(width=100).print(table)
+        curve = [line for line in read_metrics(RESULTS / f"{name}.jsonl") if SUCCESS in line]
+        rates = [line[SUCCESS] or 0.0 for line in curve]
+        summary.add_row(str(seed), *summarise(curve, rates, threshold))
+        curves.add_row(str(seed), " ".join(f"{rate:.2f}" for rate in rates))
+    Console(width=100).print(summary, curves)
 
 
 def train(command: list[str], minutes: float | None) -> None:
@@ -103,13 +111,11 @@ def keep(name: str, command: str, directory: Path) -> None:
     write_json_atomic(RESULTS / f"{name}.json", described)
 
 
-def report(path: Path, threshold: float) -> list[str]:
+def summarise(curve: list[Line], rates: list[float], threshold: float) -> list[str]:
     """Return a table row about one curve."""
-    curve = [line for line in read_metrics(path) if "eval/success_rate" in line]
-    rates = [line["eval/success_rate"] or 0.0 for line in curve]
     reached = next((line for line, r in zip(curve, rates, strict=True) if r >= threshold), None)
 
-    def cells(line: dict[str, float | None] | None) -> list[str]:
+    def cells(line: Line | None) -> list[str]:
         if line is None:
             return ["-", "-"]
         minutes = (line["time/seconds"] or 0.0) / 60
