@@ -62,6 +62,9 @@ class SACConfig:
     """Entropy, in nats, that each task's temperature steers its policy towards."""
     initial_temperature: float = 0.01
     """Each task's weight of the entropy at the start."""
+    exploration_correlation: float = 0.0
+    """Correlation of the noise with which an environment's successive actions are drawn; 0 for
+    noise that is drawn afresh."""
     reward_scale: float = 0.1
     """Rewards are multiplied by this before the critics see them."""
     watch_conflicts: bool = True
@@ -113,6 +116,8 @@ class SACConfig:
             "odd with `--residual`, where layers after the first come in pairs",
         )
         _require("discount", self.discount, 0 <= self.discount <= 1, "between 0 and 1")
+        correlation = self.exploration_correlation
+        _require("exploration_correlation", correlation, 0 <= correlation < 1, "in [0, 1)")
         for name in ("target_rate", "actor_average_rate"):
             _require(name, getattr(self, name), 0 < getattr(self, name) <= 1, "in (0, 1]")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -87,6 +88,11 @@ class SAC:
     parameters acts, which is steadier and better (Nikishin et al., "Improving Stability in Deep
     Reinforcement Learning with Weight Averaging", 2018). Learning does not see that average.
 
+    While it explores, each environment's noise may follow from that of the step before (Korenkevych
+    et al., "Autoregressive Policies for Continuous Control Deep Reinforcement Learning", 2019).
+    Single actions are distributed as ever; in a row they lead further than those drawn afresh,
+    which cancel out: far enough to pull a drawer open by chance.
+
     Args:
         config: See `SACConfig`.
         num_tasks: K.
@@ -113,6 +119,7 @@ class SAC:
     ) -> None:
         self.config = config
         self._noise_generator = make_generator(seed, "action noise", device)
+        self._exploration_noise = torch.zeros(num_tasks, 0, action_size, device=device)
         networks = make_generator(seed, "networks", device)
         options: dict[str, Any] = {"num_tasks": num_tasks, "generator": networks, "dtype": dtype}
         self.actor = Actor(observation_size, action_size, config, **options)
@@ -180,12 +187,16 @@ class SAC:
     def act(
         self, observations: Float[Tensor, "K N O"], *, deterministic: bool = False
     ) -> Float[Tensor, "K N A"]:
-        """Choose actions for N environments of each task; see `mtrl.types.Agent`."""
+        """Choose actions for N environments of each task; see `mtrl.types.Agent`.
+
+        Unless deterministic, the same N environments should be asked for in each call, as their
+        noise follows that of the call before.
+        """
         if deterministic:
             averaged: SquashedGaussian = self.averaged_actor(observations)
             return averaged.mode()
         policy: SquashedGaussian = self.actor(observations)
-        return policy.sample(self._noise(policy.mean))[0]
+        return policy.sample(self._follow_noise(policy.mean))[0]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one step with critics, actor and temperatures, and move the targets.
@@ -275,6 +286,16 @@ class SAC:
     def _follow(average: nn.Module, module: nn.Module, rate: float) -> None:
         torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), rate)
 
+    def _follow_noise(self, like: Float[Tensor, "K N A"]) -> Float[Tensor, "K N A"]:
+        """Return standard normal noise, correlated with that of the call before."""
+        noise = self._noise(like)
+        correlation = self.config.exploration_correlation
+        if self._exploration_noise.shape == noise.shape:  # else there is none to follow
+            noise *= math.sqrt(1 - correlation**2)
+            noise += correlation * self._exploration_noise
+        self._exploration_noise = noise
+        return noise
+
     def _noise(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self._noise_generator, device=like.device)
 
@@ -290,6 +311,7 @@ class SAC:
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "noise_generator": self._noise_generator.get_state(),
+            "exploration_noise": self._exploration_noise,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -298,7 +320,12 @@ class SAC:
         Raises:
             ValueError: An entry does not fit this agent; nothing has changed.
         """
-        require_form(state, self.state_dict())
+        form = self.state_dict()
+        match state:
+            case {"exploration_noise": Tensor(shape=(_, N, _))}:  # of any number of environments
+                K, _, A = self._exploration_noise.shape
+                form["exploration_noise"] = self._exploration_noise.new_empty(K, N, A)
+        require_form(state, form)
         self.actor.load_state_dict(state["actor"])
         self.averaged_actor.load_state_dict(state["averaged_actor"])
         self.critics.load_state_dict(state["critics"])
@@ -309,6 +336,8 @@ class SAC:
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
         restore_generator(self._noise_generator, state["noise_generator"])
+        noise = state["exploration_noise"]
+        self._exploration_noise = noise.to(self._exploration_noise.device, copy=True)
 
 
 def _name_gradient_metrics(network: str, metrics: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from .provenance import library_versions
 from .seal import seal, unseal
 
 FORMAT = "mtrl-checkpoint"
-VERSION = 4
+VERSION = 5
 MANIFEST = "manifest.json"
 # Far above anything real: a damaged or hostile file must not fill the memory.
 MAX_MANIFEST_BYTES = 1 << 20

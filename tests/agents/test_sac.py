@@ -13,6 +13,7 @@ from agents import SAC, SACConfig
 from agents.networks import MLP
 from mtrl.errors import UserError
 from mtrl.gradients import Tape, jacobian, rows
+from mtrl.seeding import make_generator
 from mtrl.types import Agent, Batch
 
 pytestmark = pytest.mark.usefixtures("both_ways")
@@ -204,6 +205,55 @@ def test_every_environment_of_every_task_has_noise_of_its_own(make_agent):
     assert not agent.act(torch.zeros(K, 4, O), deterministic=True).any()
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_exploration_noise_is_standard_normal_and_correlated_as_asked(make_agent, correlation):
+    agent = make_agent(exploration_correlation=correlation)
+    with torch.no_grad():
+        for parameter in agent.actor.parameters():
+            parameter.zero_()  # mean 0 and deviation 1: tanh of the noise itself
+    steps, N = 200, 100
+    actions = [agent.act(torch.zeros(K, N, O)) for _ in range(steps)]
+    noise = torch.stack(actions).double().atanh().flatten(1)  # each column is one action's
+    assert noise.mean().abs() < 0.05
+    assert abs(noise.var().item() - 1) < 0.05
+    for lag in (1, 2, 5):
+        found = (noise[lag:] * noise[:-lag]).mean().item()
+        assert abs(found - correlation**lag) < 0.03
+    others = noise.roll(1, dims=1)  # of other environments or other directions
+    assert (noise * others).mean().abs() < 0.02
+
+
+def test_without_correlation_noise_is_what_the_generator_gives(make_agent):
+    agents = [make_agent(exploration_correlation=correlation) for correlation in (0.0, 0.9)]
+    observations = torch.zeros(K, 4, O)
+    first = [agent.act(observations) for agent in agents]
+    assert torch.equal(*first)
+    second = [agent.act(observations) for agent in agents]
+    assert not torch.equal(*second)
+    generator = make_generator(0, "action noise")
+    for actions in (first[0], second[0]):
+        noise = torch.randn(K, 4, A, generator=generator)
+        assert torch.equal(actions, agents[0].actor(observations).sample(noise)[0])
+
+
+def test_exploration_noise_begins_anew_with_other_environments_and_evaluation_leaves_it(make_agent):
+    one, other = (make_agent(exploration_correlation=0.9) for _ in range(2))
+    for agent in (one, other):
+        agent.act(torch.zeros(K, 4, O))
+    one.act(torch.zeros(K, 7, O), deterministic=True)
+    assert torch.equal(one.act(torch.zeros(K, 4, O)), other.act(torch.zeros(K, 4, O)))
+    fresh = make_agent()
+    fresh.load_state_dict(other.state_dict())
+    assert torch.equal(other.act(torch.zeros(K, 5, O)), fresh.act(torch.zeros(K, 5, O)))
+
+
+@pytest.mark.parametrize("shape", [(K + 1, 4, A), (K, 4, A + 1), (K, 4), ()])
+def test_exploration_noise_of_another_agent_is_refused(make_agent, shape):
+    agent = make_agent()
+    with pytest.raises(ValueError, match="exploration_noise"):
+        agent.load_state_dict(agent.state_dict() | {"exploration_noise": torch.zeros(shape)})
+
+
 def test_update_draws_different_noise_for_critics_and_actor(make_agent, make_batch):
     """With targets and critics alike, both would otherwise judge the very same actions."""
     agent = make_agent()
@@ -297,11 +347,12 @@ def test_update_reports_what_is_logged(make_agent, make_batch):
 @pytest.mark.parametrize("updates_before", [0, 3])
 def test_state_continues_bit_for_bit(make_agent, make_batch, weighting, updates_before):
     options = {"critic_weighting": weighting, "actor_weighting": weighting}
-    agent = make_agent(**options)
+    agent = make_agent(**options, exploration_correlation=0.9)
     for step in range(updates_before):
         agent.update(make_batch(step, torch.float32))
+        agent.act(make_batch(step, torch.float32).observations)
     saved = copy.deepcopy(agent.state_dict())
-    resumed = make_agent(seed=1, **options)
+    resumed = make_agent(seed=1, **options, exploration_correlation=0.9)
     resumed.update(make_batch(9, torch.float32))
     resumed.load_state_dict(saved)
     for step in range(10, 14):
@@ -374,6 +425,9 @@ def test_targets_begin_as_the_critics():
         ("target_rate", 0.0),
         ("actor_average_rate", 0.0),
         ("actor_average_rate", 1.5),
+        ("exploration_correlation", -0.1),
+        ("exploration_correlation", 1.0),
+        ("exploration_correlation", float("nan")),
         ("gradnorm_alpha", -0.5),
     ],
 )
