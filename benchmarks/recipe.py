@@ -1,6 +1,6 @@
 """What helps? Change one thing at a time, on four tasks of MT10, and compare.
 
-    python benchmarks/recipe.py n-steps-8 categorical --seeds 1 2 3   # five minutes a run on a core
+    python benchmarks/recipe.py default categorical --seeds 1 2 3   # five minutes a run on a core
     python benchmarks/recipe.py                                     # every variant, three seeds
     python benchmarks/recipe.py --only-report                       # the table of what is kept
 
@@ -26,23 +26,25 @@ from mtrl.logging import read_metrics
 
 KEPT = RESULTS / "recipe"
 COMMON = (
-    "--benchmark reach-v3 door-open-v3 button-press-topdown-v3 drawer-open-v3 "
+    "--benchmark push-v3 door-open-v3 button-press-topdown-v3 drawer-open-v3 "
     "--total-steps 480000 --warmup-steps 16000 --eval-every 80000 --log-every 20000 "
     "--checkpoint-every 480000 --envs-per-task 16 --update-ratio 0.0625 --threads 1 "
-    "--simulation-threads 1 --actor-average-rate 1 --wandb disabled"
+    "--simulation-threads 1 --wandb disabled"
 )
 RESIDUAL = "--residual --critic-depth 3"
 CATEGORICAL = "--critic-values categorical"
 UNIFORM = "--critic-weighting uniform --actor-weighting uniform"
-ALONE = {
+VARIANTS = {
+    "default": "",
     "n-steps-1": "--n-steps 1",
     "n-steps-3": "--n-steps 3",
-    "n-steps-8": "--n-steps 8",
     "n-steps-16": "--n-steps 16",
-}
-"""The length of returns, which matters most, on its own."""
-BESIDE = {
+    "correlation-0": "--exploration-correlation 0",
+    "correlation-0.5": "--exploration-correlation 0.5",
+    "correlation-0.9": "--exploration-correlation 0.9",
+    "unaveraged": "--actor-average-rate 1",
     "entropy-4": "--target-entropy -4",
+    "entropy-1": "--target-entropy -1",
     "mean": "--twins mean",
     "residual": RESIDUAL,
     "categorical": CATEGORICAL,
@@ -50,6 +52,7 @@ BESIDE = {
     "width-512": "--critic-width 512",
     "batch-128": "--batch-size 128",
     "batch-32": "--batch-size 32",
+    "updates-twice": "--update-ratio 0.125",
     "critic-rate-3e-4": "--critic-learning-rate 3e-4",
     "actor-rate-1e-3": "--actor-learning-rate 1e-3",
     "discount-0.98": "--discount 0.98",
@@ -59,9 +62,7 @@ BESIDE = {
     "balanced-critics": "--actor-weighting uniform",
     "balanced-actor": "--critic-weighting uniform",
 }
-"""Everything else, beside returns of eight steps."""
-VARIANTS = ALONE | {name: f"--n-steps 8 {options}" for name, options in BESIDE.items()}
-"""Options of the training script, by name."""
+"""Options of the training script beside the default ones, by name."""
 
 
 @dataclass(frozen=True)

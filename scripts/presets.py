@@ -27,12 +27,20 @@ class Preset:
     agent: Mapping[str, Any] = field(default_factory=dict)
 
 
-_LEARNED: Mapping[str, Any] = {"n_steps": 8, "actor_average_rate": 0.002}
+_LEARNED: Mapping[str, Any] = {
+    "n_steps": 8,
+    "exploration_correlation": 0.8,
+    "actor_average_rate": 0.002,
+}
 """What pays wherever there is a simulator; see `docs/recipe.md`."""
 
-TOY_AGENT: Mapping[str, Any] = {"n_steps": 1, "actor_average_rate": 1.0}
-"""A toy task turns on each single action, so that rewards which followed from older ones mislead,
-and its training is over before an average has caught up."""
+TOY_AGENT: Mapping[str, Any] = {
+    "n_steps": 1,
+    "exploration_correlation": 0.0,
+    "actor_average_rate": 1.0,
+}
+"""A toy task turns on each single action, so that rewards which followed from older ones mislead
+and nothing lies further away, and its training is over before an average has caught up."""
 
 PRESETS: dict[PresetName, Preset] = {
     "default": Preset(agent=_LEARNED),
