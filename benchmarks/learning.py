@@ -3,6 +3,7 @@
     python benchmarks/learning.py reach                         # one task, three seeds
     python benchmarks/learning.py three                         # three tasks, three seeds
     python benchmarks/learning.py mt10 --seeds 1                # MT10 with the default options
+    python benchmarks/learning.py mt10_uniform --seeds 1 2      # and with another weighting
     python benchmarks/learning.py mt10 --seeds 1 --only-report  # the table of a kept curve
 
 Each curve is kept as benchmarks/results/NAME_seedN.jsonl, beside it the run's configuration with
@@ -18,7 +19,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -48,7 +49,16 @@ STUDIES = {
         "--update-ratio 0.0625",
     ),
     "mt10": (0.5, ""),  # the defaults
-    "mt10_unaveraged": (0.5, "--actor-average-rate 1"),
+    "mt10_unaveraged": (0.5, "--actor-average-rate 1 --exploration-correlation 0"),
+    "mt10_fresh_noise": (0.5, "--exploration-correlation 0"),
+} | {
+    # As `mt10`, but for the weighting and where it ends.
+    f"mt10_{weighting}": (
+        0.5,
+        f"--critic-weighting {weighting} --actor-weighting {weighting} --total-steps 1200000 "
+        "--warmup-steps 60000 --eval-every 300000 --log-every 30000 --checkpoint-every 300000",
+    )
+    for weighting in ("uniform", "pcgrad", "gradnorm")
 }
 """Success rate to reach, and options, by name."""
 
@@ -57,8 +67,8 @@ STUDIES = {
 class Options:
     """What to train."""
 
-    study: Annotated[Literal["reach", "three", "mt10", "mt10_unaveraged"], tyro.conf.Positional]
-    """One task, three tasks, MT10, or MT10 without averaging the actor."""
+    study: Annotated[str, tyro.conf.Positional]
+    """One task, three tasks, MT10, or MT10 with something else than by default."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run each, one after the other."""
     minutes: float | None = None
@@ -70,6 +80,8 @@ class Options:
 def main() -> None:
     """Train and report."""
     options = tyro.cli(Options)
+    if options.study not in STUDIES:
+        raise SystemExit(f"no study {options.study}: choose from {', '.join(STUDIES)}")
     threshold, arguments = STUDIES[options.study]
     summary = Table(title=f"{options.study}: steps and time until success reached {threshold}")
     for column in ("seed", "final success", "best", "env steps", "minutes", "steps to", "min. to"):
