@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 from types import FrameType, TracebackType
 
 # Schedulers announce with SIGUSR1 that time is up, a terminal with SIGHUP that it is gone.
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+INSIST_AFTER = 0.05
+"""Seconds until an interrupt that got lost is tried again."""
 
 
 class StopRequest:
     """Turns the first interrupt into a wish that the loop can ask for; the second is immediate.
 
     While this context is active, Ctrl-C (SIGINT), SIGTERM, SIGUSR1 and SIGHUP make calling it
-    return True. A further Ctrl-C raises KeyboardInterrupt at once. SIGHUP stays ignored where it
-    was, as under nohup.
+    return True. A further Ctrl-C raises KeyboardInterrupt at once; where that comes to nothing, as
+    in a destructor or in a function that a compiler calls back, again soon after. SIGHUP stays
+    ignored where it was, as under nohup.
 
     Attributes:
         exit_code: 128 plus the signal's number, as shells report it, where SIGUSR1 counts as
@@ -34,6 +40,7 @@ class StopRequest:
             for number in _STOP_SIGNALS
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
+        self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._insist
         return self
 
     def __exit__(
@@ -42,6 +49,7 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        sys.unraisablehook = self._previous_hook
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -50,3 +58,13 @@ class StopRequest:
         if self.exit_code and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.exit_code = 128 + (signal.SIGTERM if number == signal.SIGUSR1 else number)
+
+    def _insist(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Interrupt once more, if that is what was raised where nothing can be raised."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._previous_hook(unraisable)
+            return
+        main = threading.main_thread().ident  # where a wait in the system ends with it
+        timer = threading.Timer(INSIST_AFTER, signal.pthread_kill, (main, signal.SIGINT))
+        timer.daemon = True
+        timer.start()

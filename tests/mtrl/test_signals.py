@@ -1,5 +1,8 @@
+import ctypes
 import os
 import signal
+import sys
+import time
 
 import pytest
 
@@ -31,6 +34,43 @@ def test_a_second_interrupt_is_immediate():
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
         assert stop()
+
+
+class Destructor:
+    def __del__(self):
+        send(signal.SIGINT)
+
+
+def _call_back():
+    ctypes.CFUNCTYPE(None)(lambda: send(signal.SIGINT))()
+
+
+@pytest.mark.parametrize("swallow", [Destructor, _call_back])
+def test_an_interrupt_that_cannot_be_raised_where_it_comes_is_raised_later(swallow):
+    """Python only tells of what is raised in a destructor, or in what a library calls back."""
+    began = time.monotonic()
+    with StopRequest() as stop:
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it comes at some later line
+            swallow()
+            time.sleep(60)
+        assert stop()
+    assert time.monotonic() - began < 30
+
+
+def test_whatever_else_cannot_be_raised_is_told_of_as_before(monkeypatch):
+    class Failing:
+        def __del__(self):
+            raise ZeroDivisionError
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    before = sys.unraisablehook
+    with StopRequest() as stop:
+        Failing()
+        assert not stop()
+    assert [one.exc_type for one in told] == [ZeroDivisionError]
+    assert sys.unraisablehook == before
 
 
 def test_a_second_termination_does_not_disturb_the_saving():
