@@ -53,6 +53,10 @@ VARIANTS = {
     "batch-128": "--batch-size 128",
     "batch-32": "--batch-size 32",
     "updates-twice": "--update-ratio 0.125",
+    "steps-twice": (  # as many updates, each after as many steps of twice as many environments
+        "--envs-per-task 32 --update-ratio 0.03125 --total-steps 800000 --warmup-steps 32000 "
+        "--eval-every 160000 --log-every 40000 --checkpoint-every 800000"
+    ),
     "critic-rate-3e-4": "--critic-learning-rate 3e-4",
     "actor-rate-1e-3": "--actor-learning-rate 1e-3",
     "discount-0.98": "--discount 0.98",
