@@ -89,9 +89,9 @@ class SAC:
     Reinforcement Learning with Weight Averaging", 2018). Learning does not see that average.
 
     While it explores, each environment's noise may follow from that of the step before (Korenkevych
-    et al., "Autoregressive Policies for Continuous Control Deep Reinforcement Learning", 2019).
-    Single actions are distributed as ever; in a row they lead further than those drawn afresh,
-    which cancel out: far enough to pull a drawer open by chance.
+    et al., "Autoregressive Policies for Continuous Control Deep Reinforcement Learning", 2019). In
+    each step it is standard normal, as ever; over several it leads further than what is drawn
+    afresh and cancels out.
 
     Args:
         config: See `SACConfig`.
@@ -196,7 +196,7 @@ class SAC:
             averaged: SquashedGaussian = self.averaged_actor(observations)
             return averaged.mode()
         policy: SquashedGaussian = self.actor(observations)
-        return policy.sample(self._follow_noise(policy.mean))[0]
+        return policy.sample(self._correlated_noise(policy.mean))[0]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one step with critics, actor and temperatures, and move the targets.
@@ -286,7 +286,7 @@ class SAC:
     def _follow(average: nn.Module, module: nn.Module, rate: float) -> None:
         torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), rate)
 
-    def _follow_noise(self, like: Float[Tensor, "K N A"]) -> Float[Tensor, "K N A"]:
+    def _correlated_noise(self, like: Float[Tensor, "K N A"]) -> Float[Tensor, "K N A"]:
         """Return standard normal noise, correlated with that of the call before."""
         noise = self._noise(like)
         correlation = self.config.exploration_correlation

@@ -117,7 +117,7 @@ def train(command: list[str], minutes: float | None) -> None:
 
 def keep(name: str, command: str, directory: Path) -> None:
     """Copy a run's curve, and its configuration with the command."""
-    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).parent.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.jsonl").write_bytes((directory / "metrics.jsonl").read_bytes())
     described = {"command": command, "run": json.loads((directory / "config.json").read_text())}
     write_json_atomic(RESULTS / f"{name}.json", described)

@@ -1,8 +1,9 @@
 """What helps? Change one thing at a time, on four tasks of MT10, and compare.
 
-    python benchmarks/recipe.py default categorical --seeds 1 2 3   # four minutes a run on a core
+    python benchmarks/recipe.py default categorical --seeds 1 2 3   # four to eight minutes a run
     python benchmarks/recipe.py                                     # every variant, three seeds
     python benchmarks/recipe.py --only-report                       # the table of what is kept
+    python benchmarks/recipe.py --only-report --kept recipe_noise   # and of an earlier comparison
 
 Every curve is kept as benchmarks/results/recipe/NAME_seedN.jsonl, beside it the run's configuration
 with the exact command, versions and machine.
@@ -18,13 +19,12 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from learning import RESULTS, TRAIN, keep, train
+from learning import RESULTS, SUCCESS, TRAIN, keep, train
 from rich.console import Console
 from rich.table import Table
 
 from mtrl.logging import read_metrics
 
-KEPT = RESULTS / "recipe"
 COMMON = (
     "--benchmark push-v3 door-open-v3 button-press-topdown-v3 drawer-open-v3 "
     "--total-steps 400000 --warmup-steps 16000 --eval-every 80000 --log-every 20000 "
@@ -79,6 +79,8 @@ class Options:
     """One run each, one after the other."""
     only_report: bool = False
     """Train nothing, print the table of what is kept."""
+    kept: str = "recipe"
+    """The folder in benchmarks/results."""
 
 
 def main() -> None:
@@ -87,54 +89,46 @@ def main() -> None:
     for name in options.variants:
         if name not in VARIANTS:
             raise SystemExit(f"no variant {name}: choose from {', '.join(VARIANTS)}")
-    KEPT.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds if not options.only_report else ():
         for name in options.variants or VARIANTS:
-            if not (KEPT / f"{name}_seed{seed}.jsonl").exists():
-                run(name, seed)
-    report()
+            if not (RESULTS / options.kept / f"{name}_seed{seed}.jsonl").exists():
+                run(name, seed, options.kept)
+    report(RESULTS / options.kept)
 
 
-def run(name: str, seed: int) -> None:
+def run(name: str, seed: int, folder: str) -> None:
     """Train one variant and keep its curve."""
     with tempfile.TemporaryDirectory(prefix="mtrl-recipe-") as temporary:
         directory = Path(temporary) / "run"
         command = f"{TRAIN} {COMMON} {VARIANTS[name]} --seed {seed}"
         train([*command.split(), "--run-dir", str(directory)], None)
-        keep(f"recipe/{name}_seed{seed}", f"python {command}", directory)
+        keep(f"{folder}/{name}_seed{seed}", f"python {command}", directory)
         shutil.rmtree(directory)
 
 
-def report() -> None:
-    """Print what the kept curves reached: success, the mean return of all evaluations, time."""
-    table = Table(title="four tasks of MT10, 400,000 steps, 6,000 updates: mean success")
-    columns = ("variant", "seeds", "at the end", "over all evaluations", "return", "minutes")
+def report(folder: Path) -> None:
+    """Print what the kept curves reached, and when."""
+    table = Table(title=f"{folder.name}: mean success on four tasks of MT10")
+    columns = ("variant", "seeds", "at the end", "over all evaluations", "updates", "minutes")
     for column in columns:
         table.add_column(column, justify="left" if column == "variant" else "right")
-    for name in VARIANTS:
+    names = {path.stem.rpartition("_seed")[0] for path in folder.glob("*_seed*.jsonl")}
+    for name in sorted(names, key=[*VARIANTS, *sorted(names)].index):
         curves = [
-            [row for row in read_metrics(path) if "eval/success_rate" in row]
-            for path in sorted(KEPT.glob(f"{name}_seed*.jsonl"))
+            [row for row in read_metrics(path) if SUCCESS in row]
+            for path in sorted(folder.glob(f"{name}_seed*.jsonl"))
         ]
-        if not curves:
-            continue
-        success = np.array([[row["eval/success_rate"] for row in curve] for curve in curves], float)
-        minutes = [float(curve[-1]["time/seconds"] or 0) / 60 for curve in curves]
-        last, mean = success[:, -1], success.mean(axis=1)
-        returns = np.mean([_mean_return(row) for curve in curves for row in curve])
-        cells = (_spread(last), _spread(mean), f"{returns:.0f}", f"{np.mean(minutes):.1f}")
+        last = [curve[-1][SUCCESS] or 0.0 for curve in curves]
+        mean = [float(np.mean([row[SUCCESS] or 0.0 for row in curve])) for curve in curves]
+        updates = {f"{curve[-1]['progress/updates']:,}" for curve in curves}
+        minutes = np.mean([(curve[-1]["time/seconds"] or 0.0) / 60 for curve in curves])
+        cells = (_spread(last), _spread(mean), ", ".join(updates), f"{minutes:.1f}")
         table.add_row(name, str(len(curves)), *cells)
-    Console(width=100).print(table)
+    Console(width=120).print(table)
 
 
-def _mean_return(row: dict[str, float | None]) -> float:
-    """Average whole episodes' returns; NaN where episodes ended with success."""
-    returns = [v for name, v in row.items() if name.startswith("eval/return/") and v is not None]
-    return float(np.mean(returns)) if returns else float("nan")
-
-
-def _spread(values: np.ndarray) -> str:
-    return f"{values.mean():.2f} ({', '.join(f'{value:.2f}' for value in values)})"
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 if __name__ == "__main__":

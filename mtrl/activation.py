@@ -131,7 +131,7 @@ class Activation:
 
 
 def _uses_kernels(tensor: Tensor) -> bool:
-    return dispatch.uses_kernels(tensor) and tensor.dtype in (torch.float32, torch.float64)
+    return dispatch.on_cpu(tensor) and tensor.dtype in (torch.float32, torch.float64)
 
 
 def _constants(tensor: Tensor) -> NDArray[Any]:

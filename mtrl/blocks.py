@@ -86,7 +86,7 @@ class TaskBlocks:
 
     def _of_rows(self) -> Tensor:
         rows = self.rows().flatten(2)
-        if not dispatch.uses_kernels(rows):
+        if not dispatch.on_cpu(rows):
             return torch.bmm(rows, rows.mT).sum(dim=0)
         gramian = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
         _inner_products(rows.numpy(), gramian.numpy(), np.zeros(1, rows.numpy().dtype))

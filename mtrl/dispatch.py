@@ -13,8 +13,8 @@ from torch import Tensor
 _portable = False
 
 
-def uses_kernels(tensor: Tensor) -> bool:
-    """Tell whether what follows from a tensor is for kernels: whether a CPU reads it."""
+def on_cpu(tensor: Tensor) -> bool:
+    """Tell whether to go a CPU's way with a tensor: it lies there, and `portable` is off."""
     return tensor.device.type == "cpu" and not _portable
 
 

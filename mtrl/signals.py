@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from types import FrameType, TracebackType
 
 # Schedulers announce with SIGUSR1 that time is up, a terminal with SIGHUP that it is gone.
@@ -29,6 +28,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.exit_code = 0
+        self._lost = False  # an interrupt, not tried again yet
 
     def __call__(self) -> bool:
         """Tell whether somebody wants the run to stop."""
@@ -37,7 +37,7 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         self._previous = {
             number: signal.signal(number, self._handle)
-            for number in _STOP_SIGNALS
+            for number in (*_STOP_SIGNALS, signal.SIGALRM)
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
         self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._insist
@@ -49,22 +49,25 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._lost = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = self._previous_hook
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.exit_code and number == signal.SIGINT:
+        if number == signal.SIGALRM and not self._lost:
+            return
+        if self.exit_code and number in (signal.SIGINT, signal.SIGALRM):
+            self._lost = False  # one is enough, and those that clean up shall not meet another
             raise KeyboardInterrupt
         self.exit_code = 128 + (signal.SIGTERM if number == signal.SIGUSR1 else number)
 
     def _insist(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Interrupt once more, if that is what was raised where nothing can be raised."""
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._lost = True
+            signal.setitimer(signal.ITIMER_REAL, INSIST_AFTER)
+        else:
             self._previous_hook(unraisable)
-            return
-        main = threading.main_thread().ident  # where a wait in the system ends with it
-        timer = threading.Timer(INSIST_AFTER, signal.pthread_kill, (main, signal.SIGINT))
-        timer.daemon = True
-        timer.start()

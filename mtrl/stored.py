@@ -69,7 +69,7 @@ class Stored:
             A copy. The same bits on a CPU, where one kernel reads a row after the other, and
             elsewhere, where each step is some operations on all rows.
         """
-        if not dispatch.uses_kernels(places):
+        if not dispatch.on_cpu(places):
             return self._read_step_by_step(places, discounts)
         shape, kind = places.shape, torch.float32
         batch = Batch(

@@ -69,7 +69,10 @@ class Agent(Stateful, Protocol):
     def act(
         self, observations: Float[Tensor, "K N O"], *, deterministic: bool = False
     ) -> Float[Tensor, "K N A"]:
-        """Choose actions ``(K, N, A)`` in [-1, 1], given observations ``(K, N, O)``."""
+        """Choose actions ``(K, N, A)`` in [-1, 1], given observations ``(K, N, O)``.
+
+        Unless deterministic, an agent may remember what it did before in the n-th environment.
+        """
         ...
 
     def update(self, batch: Batch) -> dict[str, Tensor]:

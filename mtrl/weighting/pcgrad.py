@@ -102,7 +102,7 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float[T
     """
     squared_norms = gramian.diagonal()
     inverse = torch.where(squared_norms > 0, 1 / squared_norms, 0.0)  # zero projects nobody
-    if not dispatch.uses_kernels(gramian):
+    if not dispatch.on_cpu(gramian):
         return _project_in_lock_step(gramian, inverse, order)
     coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
     _walk(gramian.numpy(), inverse.numpy(), order.numpy(), coefficients.numpy())

@@ -236,13 +236,17 @@ def test_without_correlation_noise_is_what_the_generator_gives(make_agent):
         assert torch.equal(actions, agents[0].actor(observations).sample(noise)[0])
 
 
-def test_exploration_noise_begins_anew_with_other_environments_and_evaluation_leaves_it(make_agent):
+def test_evaluation_leaves_exploration_noise_alone(make_agent):
     one, other = (make_agent(exploration_correlation=0.9) for _ in range(2))
     for agent in (one, other):
         agent.act(torch.zeros(K, 4, O))
     one.act(torch.zeros(K, 7, O), deterministic=True)
     assert torch.equal(one.act(torch.zeros(K, 4, O)), other.act(torch.zeros(K, 4, O)))
-    fresh = make_agent()
+
+
+def test_exploration_noise_begins_anew_with_another_number_of_environments(make_agent):
+    other, fresh = make_agent(exploration_correlation=0.9), make_agent()
+    other.act(torch.zeros(K, 4, O))
     fresh.load_state_dict(other.state_dict())
     assert torch.equal(other.act(torch.zeros(K, 5, O)), fresh.act(torch.zeros(K, 5, O)))
 
@@ -354,6 +358,7 @@ def test_state_continues_bit_for_bit(make_agent, make_batch, weighting, updates_
     saved = copy.deepcopy(agent.state_dict())
     resumed = make_agent(seed=1, **options, exploration_correlation=0.9)
     resumed.update(make_batch(9, torch.float32))
+    resumed.act(make_batch(9, torch.float32).observations)
     resumed.load_state_dict(saved)
     for step in range(10, 14):
         batch = make_batch(step, torch.float32)

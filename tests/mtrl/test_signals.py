@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mtrl.signals import StopRequest
+from mtrl.signals import INSIST_AFTER, StopRequest
 
 pytestmark = pytest.mark.usefixtures("signals_as_in_a_terminal")
 
@@ -56,6 +56,28 @@ def test_an_interrupt_that_cannot_be_raised_where_it_comes_is_raised_later(swall
             time.sleep(60)
         assert stop()
     assert time.monotonic() - began < 30
+
+
+def test_of_several_interrupts_that_got_lost_one_is_raised():
+    with StopRequest():
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it comes at some later line
+            Destructor()
+            Destructor()
+            time.sleep(60)
+        Destructor()
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)  # comes before the lost one is tried again
+        time.sleep(4 * INSIST_AFTER)
+
+
+def test_a_lost_interrupt_is_not_raised_after_the_end():
+    before = signal.getsignal(signal.SIGALRM)
+    with StopRequest():
+        send(signal.SIGINT)
+        Destructor()
+    assert signal.getsignal(signal.SIGALRM) == before
+    time.sleep(4 * INSIST_AFTER)
 
 
 def test_whatever_else_cannot_be_raised_is_told_of_as_before(monkeypatch):
