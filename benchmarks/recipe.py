@@ -53,6 +53,7 @@ VARIANTS = {
     "batch-128": "--batch-size 128",
     "batch-32": "--batch-size 32",
     "updates-twice": "--update-ratio 0.125",
+    "batch-32-twice": "--batch-size 32 --update-ratio 0.125",
     "steps-twice": (  # as many updates, each after as many steps of twice as many environments
         "--envs-per-task 32 --update-ratio 0.03125 --total-steps 800000 --warmup-steps 32000 "
         "--eval-every 160000 --log-every 40000 --checkpoint-every 800000"
