@@ -45,6 +45,7 @@ VARIANTS = {
     "unaveraged": "--actor-average-rate 1",
     "entropy-4": "--target-entropy -4",
     "entropy-1": "--target-entropy -1",
+    "entropy0": "--target-entropy 0",
     "mean": "--twins mean",
     "residual": RESIDUAL,
     "categorical": CATEGORICAL,
