@@ -11,7 +11,6 @@ with the exact command, versions and machine.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +104,6 @@ def run(name: str, seed: int, folder: str) -> None:
         command = f"{TRAIN} {COMMON} {VARIANTS[name]} --seed {seed}"
         train([*command.split(), "--run-dir", str(directory)], None)
         keep(f"{folder}/{name}_seed{seed}", f"python {command}", directory)
-        shutil.rmtree(directory)
 
 
 def report(folder: Path) -> None:
