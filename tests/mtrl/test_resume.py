@@ -52,6 +52,9 @@ def make_trainer(lines, directory, *, tasks, weighting, schedule, stop, threads=
         critic_weighting=weighting,
         actor_weighting=weighting,
         gradnorm_actor_alpha=0.5,
+        exploration_correlation=0.8,
+        actor_average_rate=0.1,
+        n_steps=3,
         **dict.fromkeys(("critic_width", "actor_width"), 8),
         **dict.fromkeys(("critic_depth", "actor_depth"), 1),
     )
@@ -60,7 +63,15 @@ def make_trainer(lines, directory, *, tasks, weighting, schedule, stop, threads=
         agent=SAC(config, seed=1, **sizes),
         envs=training,
         # Smaller than what is seen, so that the ring goes round.
-        replay=Replay(training.num_tasks, 60, O, A, generator=make_generator(1, "replay")),
+        replay=Replay(
+            training.num_tasks,
+            60,
+            O,
+            A,
+            generator=make_generator(1, "replay"),
+            steps=config.n_steps,
+            discount=config.discount,
+        ),
         schedule=schedule,
         logger=lines,
         evaluate=lambda agent: evaluate(agent, evaluation),
