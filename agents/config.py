@@ -48,7 +48,7 @@ class SACConfig:
     temperature_learning_rate: float = 3e-4
     """Adam's, for the logarithms of the temperatures."""
     max_gradient_norm: float = 1.0
-    """Longest combined gradient that reaches Adam."""
+    """Longest combined gradient that reaches Adam; 1e9 is as good as no limit."""
     discount: float = 0.99
     """How much the next step's value counts."""
     n_steps: int = 1
@@ -94,14 +94,15 @@ class SACConfig:
             "reward_scale",
             "gradnorm_learning_rate",
         ):
-            _require(name, getattr(self, name), getattr(self, name) > 0, "positive")
-        for name in ("critic_learning_rate", "actor_learning_rate", "temperature_learning_rate"):
-            _require(name, getattr(self, name), getattr(self, name) < math.inf, "finite")
+            # JSON, in which a run keeps its options, has no infinity.
+            positive = 0 < getattr(self, name) < math.inf
+            _require(name, getattr(self, name), positive, "positive and finite")
         _require(
             "target_entropy", self.target_entropy, math.isfinite(self.target_entropy), "finite"
         )
         for name in ("gradnorm_alpha", "gradnorm_actor_alpha"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+            sensible = 0 <= getattr(self, name) < math.inf
+            _require(name, getattr(self, name), sensible, "at least 0 and finite")
         _require("value_bins", self.value_bins, self.value_bins >= 2, "at least 2")
         _require(
             "value_high",

@@ -358,6 +358,8 @@ def test_targets_begin_as_the_critics():
         ("critic_width", 0),
         ("actor_depth", -1),
         ("critic_learning_rate", 0.0),
+        ("critic_learning_rate", float("inf")),
+        ("max_gradient_norm", float("inf")),
         ("initial_temperature", -0.1),
         ("reward_scale", float("nan")),
         ("discount", 1.01),
@@ -368,6 +370,7 @@ def test_targets_begin_as_the_critics():
         ("exploration_correlation", 1.0),
         ("exploration_correlation", float("nan")),
         ("gradnorm_alpha", -0.5),
+        ("gradnorm_actor_alpha", float("inf")),
     ],
 )
 def test_options_that_cannot_work_are_named(option, value):
