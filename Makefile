@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$p && break; done)
 BIN := .venv/bin
+# Processes that share the tests: as many as CI has cores. Each simulates and learns with its own.
+WORKERS ?= 2
 
 help:
 	@echo 'make train   install, then train on MT10 (add options: make train ARGS="--seed 2")'
@@ -29,7 +31,7 @@ train: setup
 	$(BIN)/python scripts/train_mt10.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 check: lint types test
 
