@@ -10,6 +10,9 @@ import torch
 from .cores import available_cores
 from .errors import UserError
 
+Precision = Literal["fp32", "tf32", "bf16"]
+PrecisionName = Literal["auto", "fp32", "tf32", "bf16"]
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -28,14 +31,26 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def resolve_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype:
-    """Return what matrix products are computed in; "auto" is bf16 where the hardware has it.
+def resolve_precision(name: PrecisionName, device: torch.device) -> Precision:
+    """Return the precision of that name, as far as the device has it.
 
-    Without hardware support bf16 is correct but many times slower than fp32.
+    "auto" is bf16 where the hardware multiplies it: elsewhere it is correct, but many times slower
+    than fp32. "tf32" is fp32 where there is no TF32, which differs by being more exact.
     """
     if name == "auto":
-        return torch.bfloat16 if _has_bf16(device) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+        return "bf16" if _has_bf16(device) else "fp32"
+    if name == "tf32" and not (device.type == "cuda" and _is_ampere_or_later(device)):
+        return "fp32"
+    return name
+
+
+def use_precision(precision: Precision) -> torch.dtype:
+    """Let torch round float32 products accordingly; return the type that products take.
+
+    tf32 reads float32 numbers and multiplies their leading 11 bits.
+    """
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def set_threads(count: int) -> int:
@@ -78,6 +93,10 @@ def keep_freed_memory() -> bool:
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return _is_ampere_or_later(device)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _is_ampere_or_later(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import envs
 from agents import SACConfig
+from mtrl.device import PrecisionName
 from mtrl.errors import UserError
 
 from .presets import PRESETS, TOY_AGENT, PresetName
@@ -51,9 +52,9 @@ class Config:
     """Decides everything that is drawn. Same seed, same machine, same threads: same run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the agent learns; auto takes a GPU if there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: PrecisionName = "auto"
     """What matrix products are computed in; auto takes bf16 where the hardware has it. Parameters,
-    losses and log-probabilities are fp32 always."""
+    losses and log-probabilities are fp32 always. tf32 lets a GPU round fp32 products."""
     threads: int = 0
     """CPU threads that learn; 0 for all cores, or with --overlap for those that do not simulate."""
     simulation_threads: int = 0

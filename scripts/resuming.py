@@ -126,7 +126,7 @@ def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | in
         # One processor's name stands for many, and a virtual machine may hide some of what it can.
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": str(resolve_precision(run.config["precision"], device)).removeprefix("torch."),
+        "precision": resolve_precision(run.config["precision"], device),
         "learner threads": torch.get_num_threads(),
     }
 

@@ -17,6 +17,7 @@ from mtrl.device import (
     resolve_precision,
     set_threads,
     share_cores,
+    use_precision,
 )
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
@@ -199,7 +200,7 @@ def make_agent(config: Config, environments: Environments, device: torch.device)
         action_size=environments.single_action_space.shape[0],
         seed=config.seed,
         device=device,
-        dtype=resolve_precision(config.precision, device),
+        dtype=use_precision(resolve_precision(config.precision, device)),
     )
 
 

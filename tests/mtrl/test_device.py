@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from mtrl.device import resolve_device, resolve_precision, set_threads
+from mtrl.device import resolve_device, resolve_precision, set_threads, use_precision
 from mtrl.errors import UserError
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -28,9 +28,37 @@ def test_with_a_gpu_auto_is_cuda():
 
 def test_precision_is_what_was_asked_for():
     cpu = torch.device("cpu")
-    assert resolve_precision("fp32", cpu) is torch.float32
-    assert resolve_precision("bf16", cpu) is torch.bfloat16
-    assert resolve_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert resolve_precision("fp32", cpu) == "fp32"
+    assert resolve_precision("bf16", cpu) == "bf16"
+    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
+    assert use_precision("bf16") is torch.bfloat16
+    assert use_precision("fp32") is torch.float32
+
+
+def test_without_tf32_it_is_the_more_exact_fp32():
+    assert resolve_precision("tf32", torch.device("cpu")) == "fp32"
+
+
+def test_tf32_is_switched_on_and_off():
+    try:
+        assert use_precision("tf32") is torch.float32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        assert use_precision("fp32") is torch.float32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@with_gpu
+def test_tf32_rounds_products_and_fp32_does_not():
+    device = resolve_device("cuda")
+    generator = torch.Generator(device).manual_seed(0)
+    left, right = torch.rand(2, 256, 256, device=device, generator=generator)
+    exact = left.double() @ right.double()
+    errors = {}
+    for precision in ("tf32", "fp32"):
+        use_precision(resolve_precision(precision, device))
+        errors[precision] = (left @ right - exact).abs().max() / exact.abs().max()
+    assert errors["fp32"] < 1e-6 < errors["tf32"] < 1e-3
 
 
 def test_threads_are_set_and_default_to_the_cores_granted():
