@@ -103,6 +103,10 @@ class SACConfig:
         for name in ("gradnorm_alpha", "gradnorm_actor_alpha"):
             sensible = 0 <= getattr(self, name) < math.inf
             _require(name, getattr(self, name), sensible, "at least 0 and finite")
+        _require("n_steps", self.n_steps, self.n_steps <= 1000, "at most 1000, two episodes")
+        # A float32, in which it is kept, has no smaller one: its logarithm would be infinite.
+        temperature = self.initial_temperature
+        _require("initial_temperature", temperature, temperature >= 1e-37, "at least 1e-37")
         _require("value_bins", self.value_bins, self.value_bins >= 2, "at least 2")
         _require(
             "value_high",

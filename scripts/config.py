@@ -152,7 +152,11 @@ class Config:
             self._require(name, getattr(self, name) >= 1, "give at least 1")
         for name in ("seed", "threads", "simulation_threads", "warmup_steps"):
             self._require(name, getattr(self, name) >= 0, "give at least 0")
-        self._require("update_ratio", 0 < self.update_ratio < float("inf"), "give more than 0")
+        for name in ("threads", "simulation_threads"):
+            self._require(name, getattr(self, name) <= 1024, "give at most 1024")
+        self._require(
+            "update_ratio", 0 < self.update_ratio <= 1000, "give more than 0 and at most 1000"
+        )
         self._require(
             "eval_envs_per_task", 50 % self.eval_envs_per_task == 0, "give 1, 2, 5, 10, 25 or 50"
         )

@@ -222,21 +222,29 @@ def memory_needs(config: Config) -> dict[str, int]:
     K = len(envs.task_names(config.benchmark))
     observation_size, action_size = envs.space_sizes(config.benchmark)
     agent, rows = config.agent, K * config.batch_size
+    outputs = agent.value_bins if agent.critic_values == "categorical" else 1
     # What the backward pass needs of the forward pass: each layer's output, of both critics.
-    activations = 2 * agent.critic_width * agent.critic_depth + agent.actor_width
-    # Each task's gradient of the critics' hidden layers, which are the larger ones.
-    gradients = (
-        2 * agent.critic_width**2 * (agent.critic_depth - 1) + agent.critic_width * observation_size
-    )
-    return {
+    activations = 2 * (agent.critic_width * agent.critic_depth + outputs)
+    activations += agent.actor_width * agent.actor_depth
+    needs = {
         f"--replay-capacity {config.replay_capacity}": Replay.bytes_needed(
             K, config.replay_capacity, observation_size, action_size
         ),
         f"--batch-size {config.batch_size}": 4
         * rows
         * (2 * observation_size + action_size + activations),
-        f"--critic-width {agent.critic_width}": 4 * K * gradients,
+        f"--value-bins {agent.value_bins}": 4 * K * 2 * agent.critic_width * outputs,
     }
+    sizes = {
+        "critic": (2, agent.critic_width, agent.critic_depth),
+        "actor": (1, agent.actor_width, agent.actor_depth),
+    }
+    for network, (members, width, depth) in sizes.items():
+        option = f"--{network}-width {width}" if width > depth else f"--{network}-depth {depth}"
+        # Each task's gradient of the hidden layers.
+        gradient = members * (width**2 * (depth - 1) + width * observation_size)
+        needs[option] = 4 * K * gradient
+    return needs
 
 
 def make_schedule(config: Config) -> Schedule:

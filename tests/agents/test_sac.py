@@ -361,6 +361,8 @@ def test_targets_begin_as_the_critics():
         ("critic_learning_rate", float("inf")),
         ("max_gradient_norm", float("inf")),
         ("initial_temperature", -0.1),
+        ("initial_temperature", 1e-300),
+        ("n_steps", 10**12),
         ("reward_scale", float("nan")),
         ("discount", 1.01),
         ("target_rate", 0.0),
