@@ -221,6 +221,7 @@ class SAC:
             "train/critic_loss": critic_losses.detach(),
             "train/actor_loss": actor_losses.detach(),
             "train/temperature": temperatures,
+            "train/entropy": -log_densities.mean(dim=-1),
             **_name_gradient_metrics("critic", critic_metrics),
             **_name_gradient_metrics("actor", actor_metrics),
         }

@@ -36,6 +36,11 @@ SUCCESS = "eval/success_rate"
 Line = dict[str, float | None]
 
 COMMON = "--eval-envs-per-task 25 --threads 1 --wandb disabled"
+# All as in `mt10`, which ends at 3 million steps.
+EARLY = (
+    "--total-steps 1200000 --warmup-steps 60000 --eval-every 300000 --log-every 30000 "
+    "--checkpoint-every 300000"
+)
 STUDIES = {
     "reach": (
         0.9,
@@ -51,12 +56,11 @@ STUDIES = {
     "mt10": (0.5, ""),  # the defaults
     "mt10_unaveraged": (0.5, "--actor-average-rate 1 --exploration-correlation 0"),
     "mt10_fresh_noise": (0.5, "--exploration-correlation 0"),
+    "mt10_small_batches": (0.5, f"--batch-size 32 --update-ratio 0.25 {EARLY}"),
 } | {
-    # As `mt10`, but for the weighting and where it ends.
     f"mt10_{weighting}": (
         0.5,
-        f"--critic-weighting {weighting} --actor-weighting {weighting} --total-steps 1200000 "
-        "--warmup-steps 60000 --eval-every 300000 --log-every 30000 --checkpoint-every 300000",
+        f"--critic-weighting {weighting} --actor-weighting {weighting} {EARLY}",
     )
     for weighting in ("uniform", "pcgrad", "gradnorm")
 }

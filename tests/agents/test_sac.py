@@ -207,8 +207,18 @@ def test_temperature_rises_where_entropy_is_below_its_target(make_agent, make_ba
     for target, direction in ((50.0, 1), (-50.0, -1)):
         agent = make_agent(target_entropy=target)
         before = agent.log_temperatures.detach().clone()
-        agent.update(make_batch(0, torch.float32))
+        entropies = agent.update(make_batch(0, torch.float32))["train/entropy"]
+        assert ((target - entropies).sign() == direction).all()
         assert ((agent.log_temperatures.detach() - before).sign() == direction).all()
+
+
+def test_the_entropy_is_that_of_the_policy_before_the_update(make_agent, make_batch):
+    agent, batch = make_agent(), make_batch(0, torch.float32)
+    twin = copy.deepcopy(agent)
+    twin._noise(batch.actions)  # as for the targets
+    _, log_densities = twin.actor_losses(batch, twin._noise(batch.actions))
+    entropies = agent.update(batch)["train/entropy"]
+    torch.testing.assert_close(entropies, -log_densities.mean(dim=1))
 
 
 def _learned(agent: SAC, network: str) -> dict[str, object]:
@@ -267,7 +277,7 @@ def test_actors_gradnorm_judges_rates_by_the_critics_losses(make_agent, make_bat
 
 def test_update_reports_what_is_logged(make_agent, make_batch):
     metrics = make_agent().update(make_batch(0, torch.float32))
-    per_task = {"train/critic_loss", "train/actor_loss", "train/temperature"}
+    per_task = {"train/critic_loss", "train/actor_loss", "train/temperature", "train/entropy"}
     alone = set()
     for network in ("critic", "actor"):
         per_task |= {f"weights/{network}", f"gradients/{network}/norm"}

@@ -311,7 +311,7 @@ def test_every_promised_metric_is_logged_for_every_task(make_trainer):
     logged = {name for record in trainer.logger.records for name in record}
     per_task = [
         *("eval/success_rate", "eval/return", "train/return", "train/success_rate"),
-        *("train/critic_loss", "train/actor_loss", "train/temperature"),
+        *("train/critic_loss", "train/actor_loss", "train/temperature", "train/entropy"),
         *("weights/critic", "weights/actor", "gradients/critic/norm", "gradients/actor/norm"),
     ]
     in_all = [
