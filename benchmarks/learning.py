@@ -36,6 +36,8 @@ SUCCESS = "eval/success_rate"
 Line = dict[str, float | None]
 
 COMMON = "--eval-envs-per-task 25 --threads 1 --wandb disabled"
+# What MT10 was learned with before it was half as many transitions twice as often.
+LARGE_BATCHES = "--batch-size 64 --update-ratio 0.125 --temperature-learning-rate 3e-4"
 # All as in `mt10`, which ends at 3 million steps.
 EARLY = (
     "--total-steps 1200000 --warmup-steps 60000 --eval-every 300000 --log-every 30000 "
@@ -51,12 +53,15 @@ STUDIES = {
         0.8,
         "--benchmark reach-v3 drawer-close-v3 button-press-topdown-v3 --total-steps 720000 "
         "--warmup-steps 24000 --eval-every 60000 --log-every 30000 --envs-per-task 16 "
-        "--update-ratio 0.0625",
+        "--batch-size 64 --update-ratio 0.0625",
     ),
     "mt10": (0.5, ""),  # the defaults
-    "mt10_unaveraged": (0.5, "--actor-average-rate 1 --exploration-correlation 0"),
-    "mt10_fresh_noise": (0.5, "--exploration-correlation 0"),
-    "mt10_small_batches": (0.5, f"--batch-size 32 --update-ratio 0.25 {EARLY}"),
+    "mt10_correlated": (0.5, LARGE_BATCHES),
+    "mt10_fresh_noise": (0.5, f"{LARGE_BATCHES} --exploration-correlation 0"),
+    "mt10_unaveraged": (
+        0.5,
+        f"{LARGE_BATCHES} --exploration-correlation 0 --actor-average-rate 1",
+    ),
 } | {
     f"mt10_{weighting}": (
         0.5,

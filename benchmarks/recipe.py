@@ -27,7 +27,7 @@ from mtrl.logging import read_metrics
 COMMON = (
     "--benchmark push-v3 door-open-v3 button-press-topdown-v3 drawer-open-v3 "
     "--total-steps 400000 --warmup-steps 16000 --eval-every 80000 --log-every 20000 "
-    "--checkpoint-every 400000 --envs-per-task 16 --update-ratio 0.0625 --threads 1 "
+    "--checkpoint-every 400000 --envs-per-task 16 --update-ratio 0.125 --threads 1 "
     "--simulation-threads 1 --wandb disabled"
 )
 RESIDUAL = "--residual --critic-depth 3"
@@ -45,7 +45,7 @@ VARIANTS = {
     "entropy-4": "--target-entropy -4",
     "entropy-1": "--target-entropy -1",
     "entropy0": "--target-entropy 0",
-    "temperature-rate-3e-3": "--temperature-learning-rate 3e-3",
+    "temperature-rate-3e-4": "--temperature-learning-rate 3e-4",
     "temperature-rate-1e-2": "--temperature-learning-rate 1e-2",
     "initial-temperature-0.3": "--initial-temperature 0.3",
     "mean": "--twins mean",
@@ -53,12 +53,13 @@ VARIANTS = {
     "categorical": CATEGORICAL,
     "residual-categorical": f"{RESIDUAL} {CATEGORICAL}",
     "width-512": "--critic-width 512",
-    "batch-128": "--batch-size 128",
-    "batch-32": "--batch-size 32",
-    "updates-twice": "--update-ratio 0.125",
-    "batch-32-twice": "--batch-size 32 --update-ratio 0.125",
+    "batch-64": "--batch-size 64",
+    "batch-64-half": "--batch-size 64 --update-ratio 0.0625",
+    "batch-16": "--batch-size 16",
+    "batch-16-twice": "--batch-size 16 --update-ratio 0.25",
+    "updates-twice": "--update-ratio 0.25",
     "steps-twice": (  # as many updates, each after as many steps of twice as many environments
-        "--envs-per-task 32 --update-ratio 0.03125 --total-steps 800000 --warmup-steps 32000 "
+        "--envs-per-task 32 --update-ratio 0.0625 --total-steps 800000 --warmup-steps 32000 "
         "--eval-every 160000 --log-every 40000 --checkpoint-every 800000"
     ),
     "critic-rate-3e-4": "--critic-learning-rate 3e-4",

@@ -64,10 +64,10 @@ class Config:
     """Learn while the environments take their next step, from what was there before it."""
     agent: SACConfig = field(default_factory=lambda: SACConfig(**PRESETS["default"].agent))
     """Networks, losses, weightings."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Transitions per task in an update."""
-    update_ratio: float = 0.125
-    """Updates per environment step of a task: 0.125 is one after every eighth step of each task."""
+    update_ratio: float = 0.25
+    """Updates per environment step of a task: 0.25 is one after every fourth step of each task."""
     warmup_steps: int = 60_000
     """Steps with random actions and without updates, at the start."""
     replay_capacity: int = 100_000

@@ -31,6 +31,7 @@ _LEARNED: Mapping[str, Any] = {
     "n_steps": 8,
     "exploration_correlation": 0.8,
     "actor_average_rate": 0.002,
+    "temperature_learning_rate": 3e-3,
 }
 """What pays wherever there is a simulator; see `docs/recipe.md`."""
 
