@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$p && break; done)
 BIN := .venv/bin
-# Processes that share the tests: as many as CI has cores. Each simulates and learns with its own.
+# Processes that share the tests: as many as CI has cores.
 WORKERS ?= 2
 
 help:

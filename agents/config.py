@@ -104,15 +104,19 @@ class SACConfig:
             sensible = 0 <= getattr(self, name) < math.inf
             _require(name, getattr(self, name), sensible, "at least 0 and finite")
         _require("n_steps", self.n_steps, self.n_steps <= 1000, "at most 1000, two episodes")
-        # A float32, in which it is kept, has no smaller one: its logarithm would be infinite.
         temperature = self.initial_temperature
-        _require("initial_temperature", temperature, temperature >= 1e-37, "at least 1e-37")
+        _require(
+            "initial_temperature",
+            temperature,
+            1e-37 <= temperature <= 1e37,
+            "between 1e-37 and 1e37",
+        )
         _require("value_bins", self.value_bins, self.value_bins >= 2, "at least 2")
         _require(
             "value_high",
             self.value_high,
-            math.isfinite(self.value_high - self.value_low) and self.value_high > self.value_low,
-            f"finite and above `--value-low` {self.value_low}",
+            self.value_low < self.value_high <= 1e30 and self.value_low >= -1e30,
+            f"above `--value-low` {self.value_low}, and both within 1e30 of 0",
         )
         _require(
             "critic_depth",

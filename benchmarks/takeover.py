@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from envs import task_names
 from mtrl.checkpoint import load_latest
 from mtrl.run_directory import RunDirectory
 from scripts.config import Config
@@ -44,6 +45,8 @@ def main() -> None:
     options = tyro.cli(Options)
     run = RunDirectory.open_existing(options.run)
     config = Config.from_json(run.config)
+    if len(task_names(config.benchmark)) != 1:
+        raise SystemExit(f"{options.run} has learned several tasks: give a run of one")
     loaded = load_latest(run.checkpoints_path, run=run.id, only=("agent",))
     title = f"{options.run}: {options.motion}"
     table = Table("step", "reward", "way of the object, cm", title=title)

@@ -155,7 +155,7 @@ class Config:
         for name in ("threads", "simulation_threads"):
             self._require(name, getattr(self, name) <= 1024, "give at most 1024")
         self._require(
-            "update_ratio", 0 < self.update_ratio <= 1000, "give more than 0 and at most 1000"
+            "update_ratio", 0 < self.update_ratio <= 1e6, "give more than 0 and at most 1000000"
         )
         self._require(
             "eval_envs_per_task", 50 % self.eval_envs_per_task == 0, "give 1, 2, 5, 10, 25 or 50"

@@ -106,6 +106,9 @@ def restore(target: Stateful, state: State, run: RunDirectory) -> None:
         raise _misfit(run, error) from error
 
 
+_STORED_AS = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
+
+
 def tell_differences(state: State, run: RunDirectory, device: torch.device) -> None:
     """Say if the run cannot go on to the bit, since something that computes has changed."""
     before, now = state["circumstances"], circumstances(run, device)
@@ -126,7 +129,7 @@ def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | in
         # One processor's name stands for many, and a virtual machine may hide some of what it can.
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": resolve_precision(run.config["precision"], device),
+        "precision": _STORED_AS[resolve_precision(run.config["precision"], device)],
         "learner threads": torch.get_num_threads(),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
@@ -221,30 +222,32 @@ def memory_needs(config: Config) -> dict[str, int]:
     """Return the least bytes that the large things take, by the option that decides them."""
     K = len(envs.task_names(config.benchmark))
     observation_size, action_size = envs.space_sizes(config.benchmark)
-    agent, rows = config.agent, K * config.batch_size
+    agent = config.agent
     outputs = agent.value_bins if agent.critic_values == "categorical" else 1
+    widths = 2 * agent.critic_width, agent.actor_width
+    depths = agent.critic_depth, agent.actor_depth
     # What the backward pass needs of the forward pass: each layer's output, of both critics.
-    activations = 2 * (agent.critic_width * agent.critic_depth + outputs)
-    activations += agent.actor_width * agent.actor_depth
-    needs = {
-        f"--replay-capacity {config.replay_capacity}": Replay.bytes_needed(
-            K, config.replay_capacity, observation_size, action_size
-        ),
-        f"--batch-size {config.batch_size}": 4
-        * rows
-        * (2 * observation_size + action_size + activations),
-        f"--value-bins {agent.value_bins}": 4 * K * 2 * agent.critic_width * outputs,
-    }
-    sizes = {
-        "critic": (2, agent.critic_width, agent.critic_depth),
-        "actor": (1, agent.actor_width, agent.actor_depth),
-    }
-    for network, (members, width, depth) in sizes.items():
-        option = f"--{network}-width {width}" if width > depth else f"--{network}-depth {depth}"
-        # Each task's gradient of the hidden layers.
-        gradient = members * (width**2 * (depth - 1) + width * observation_size)
-        needs[option] = 4 * K * gradient
+    activations = widths[0] * depths[0] + 2 * outputs + widths[1] * depths[1]
+    # Each task's gradient of a network's hidden layers and of its output.
+    critics = widths[0] * (agent.critic_width * (depths[0] - 1) + observation_size + outputs)
+    actor = widths[1] * (widths[1] * (depths[1] - 1) + observation_size)
+    needs: Counter[str] = Counter()
+    needs[_most_unusual(config, "replay_capacity")] += Replay.bytes_needed(
+        K, config.replay_capacity, observation_size, action_size
+    )
+    sizes = ("critic_width", "critic_depth", "actor_width", "actor_depth", "value_bins")
+    needs[_most_unusual(config, "batch_size", *sizes)] += (
+        4 * K * config.batch_size * (2 * observation_size + action_size + activations)
+    )
+    needs[_most_unusual(config, *sizes)] += 4 * K * max(critics, actor)
     return needs
+
+
+def _most_unusual(config: Config, *names: str) -> str:
+    """Return, with its value, the option that is the most times as large as by default."""
+    given, usual = ({**vars(c.agent), **vars(c)} for c in (config, Config()))
+    name = max(names, key=lambda name: given[name] / usual[name])
+    return f"--{name.replace('_', '-')} {given[name]}"
 
 
 def make_schedule(config: Config) -> Schedule:

@@ -36,14 +36,17 @@ def assert_refused(result, *fragments):
             ["`--batch-size` is 100000000", "GiB", "to spare"],
         ),
         (["--critic-width", 10**6, "--critic-depth", 2], ["`--critic-width` is 1000000", "GiB"]),
-        (["--critic-depth", 10**9], ["`--critic-depth` is 1000000000", "GiB"]),
+        (
+            ["--critic-depth", 10**9, "--batch-size", 64],
+            ["`--critic-depth` is 1000000000", "GiB"],
+        ),
         (["--actor-width", 10**6, "--actor-depth", 2], ["`--actor-width` is 1000000", "GiB"]),
         (
             ["--critic-values", "categorical", "--value-bins", 10**12],
             ["`--value-bins` is 1000000000000", "GiB"],
         ),
         (["--threads", 10**12], ["`--threads` is 1000000000000", "at most 1024"]),
-        (["--update-ratio", 1e300], ["`--update-ratio` is 1e+300", "at most 1000"]),
+        (["--update-ratio", 1e300], ["`--update-ratio` is 1e+300", "at most 1000000"]),
     ],
     ids=lambda value: " ".join(map(str, value)),
 )

@@ -192,13 +192,13 @@ def edit_newest(finished):
 
 def test_other_arithmetic_of_the_same_processor_is_told_of(run, small, finished, edit_newest):
     path, _ = finished
-    edit_newest(lambda state: state["circumstances"].update(precision="bf16"))
+    edit_newest(lambda state: state["circumstances"].update(precision="bfloat16"))
     options = ["--run-dir", path, "--resume", "--total-steps", 480, "--wandb", "disabled"]
     result = run("train_mt10", *small, *options, environment={"ATEN_CPU_CAPABILITY": "default"})
     assert result.code == 0, result.err
     capability = torch.backends.cpu.get_cpu_capability()
     instructions = f"instructions {capability} -> DEFAULT"
-    assert f"WARNING: {NOT_THE_SAME}{instructions}, precision bf16 -> fp32\n" in result.err
+    assert f"WARNING: {NOT_THE_SAME}{instructions}, precision bfloat16 -> float32\n" in result.err
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["resumed", "and resumed again"])
