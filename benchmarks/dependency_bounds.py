@@ -19,7 +19,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PARALLEL = ("--numprocesses", "2", "--dist", "worksteal")
 
 
 def requirements() -> list[Requirement]:
@@ -86,7 +85,7 @@ def main() -> int:
             for name, version in installed(python).items():
                 print(f"{choice:8} {name:12} {version}", flush=True)
             tests = subprocess.run(
-                [python, "-m", "pytest", *PARALLEL, *(options.pytest or ["-m", "not slow"])],
+                [python, "-m", "pytest", *(options.pytest or ["-m", "not slow"])],
                 cwd=ROOT,
                 env={"PYTHONPATH": str(ROOT), "PATH": f"{python.parent}:/usr/bin:/bin"},
                 check=False,
