@@ -74,6 +74,8 @@ def watch(process: subprocess.Popen[bytes], metrics: Path, seconds: float) -> di
     for row in read_metrics(metrics):
         if rate := row.get("time/env_steps_per_second"):
             add("step_ms", float(row["time/seconds"] or 0), 1000 / rate)
+    if not collected["step_ms"]["values"]:
+        raise SystemExit("the training has logged no speed in its time: give more --minutes")
     return collected
 
 

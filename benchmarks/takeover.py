@@ -1,7 +1,9 @@
 """What would it take? Let a trained agent act, take its hand for a while, and tell what happens.
 
-python scripts/train_mt10.py --benchmark drawer-open-v3 --total-steps 160000 --run-dir runs/drawer
-python benchmarks/takeover.py runs/drawer --motion 0 -1 -0.3
+    python scripts/train_mt10.py --benchmark drawer-open-v3 --run-dir runs/drawer
+    python benchmarks/takeover.py runs/drawer --motion 0 -1 -0.3
+
+For a run of a single task. Where its object is, as observed, is followed from the takeover on.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ from .config import MAY_DIFFER_ON_RESUME, Config
 
 _messages = logging.getLogger("mtrl")
 
+_PRECISIONS = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
+"""What checkpoints call them, the two that are types by the names of those."""
+
 
 def latest_state(run: RunDirectory, config: Config) -> State | None:
     """Return the newest good checkpoint's state; none if the run was stopped before its first.
@@ -106,9 +109,6 @@ def restore(target: Stateful, state: State, run: RunDirectory) -> None:
         raise _misfit(run, error) from error
 
 
-_STORED_AS = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
-
-
 def tell_differences(state: State, run: RunDirectory, device: torch.device) -> None:
     """Say if the run cannot go on to the bit, since something that computes has changed."""
     before, now = state["circumstances"], circumstances(run, device)
@@ -129,7 +129,7 @@ def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | in
         # One processor's name stands for many, and a virtual machine may hide some of what it can.
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": _STORED_AS[resolve_precision(run.config["precision"], device)],
+        "precision": _PRECISIONS[resolve_precision(run.config["precision"], device)],
         "learner threads": torch.get_num_threads(),
     }
 

@@ -193,7 +193,7 @@ def make_envs(
 
 
 def make_agent(config: Config, environments: Environments, device: torch.device) -> SAC:
-    """Make an agent that fits the environments."""
+    """Make an agent that fits the environments, and let torch round as its precision asks."""
     return SAC(
         config.agent,
         num_tasks=environments.num_tasks,
@@ -223,19 +223,27 @@ def memory_needs(config: Config) -> dict[str, int]:
     K = len(envs.task_names(config.benchmark))
     observation_size, action_size = envs.space_sizes(config.benchmark)
     agent = config.agent
-    outputs = agent.value_bins if agent.critic_values == "categorical" else 1
-    widths = 2 * agent.critic_width, agent.actor_width
-    depths = agent.critic_depth, agent.actor_depth
+    sizes = ["critic_width", "critic_depth", "actor_width", "actor_depth"]
+    outputs = 1
+    if agent.critic_values == "categorical":
+        sizes.append("value_bins")
+        outputs = agent.value_bins
     # What the backward pass needs of the forward pass: each layer's output, of both critics.
-    activations = widths[0] * depths[0] + 2 * outputs + widths[1] * depths[1]
-    # Each task's gradient of a network's hidden layers and of its output.
-    critics = widths[0] * (agent.critic_width * (depths[0] - 1) + observation_size + outputs)
-    actor = widths[1] * (widths[1] * (depths[1] - 1) + observation_size)
+    activations = 2 * (agent.critic_width * agent.critic_depth + outputs)
+    activations += agent.actor_width * agent.actor_depth
+    # Each task's gradient of hidden layers and outputs, of both critics or of the actor.
+    critics = (
+        2
+        * agent.critic_width
+        * (observation_size + agent.critic_width * (agent.critic_depth - 1) + outputs)
+    )
+    actor = agent.actor_width * (
+        observation_size + agent.actor_width * (agent.actor_depth - 1) + 2 * action_size
+    )
     needs: Counter[str] = Counter()
     needs[_most_unusual(config, "replay_capacity")] += Replay.bytes_needed(
         K, config.replay_capacity, observation_size, action_size
     )
-    sizes = ("critic_width", "critic_depth", "actor_width", "actor_depth", "value_bins")
     needs[_most_unusual(config, "batch_size", *sizes)] += (
         4 * K * config.batch_size * (2 * observation_size + action_size + activations)
     )
@@ -244,8 +252,8 @@ def memory_needs(config: Config) -> dict[str, int]:
 
 
 def _most_unusual(config: Config, *names: str) -> str:
-    """Return, with its value, the option that is the most times as large as by default."""
-    given, usual = ({**vars(c.agent), **vars(c)} for c in (config, Config()))
+    """Return the option, with its value, that is the most times what it is by default."""
+    given, usual = ({**vars(one.agent), **vars(one)} for one in (config, Config()))
     name = max(names, key=lambda name: given[name] / usual[name])
     return f"--{name.replace('_', '-')} {given[name]}"
 

@@ -263,3 +263,13 @@ def test_a_resumed_run_keeps_the_options_that_are_left_out(train_options, tmp_pa
     resumed = train_options("--resume", "--run-dir", tmp_path / "run", "--log-every", 3)
     expected = dataclasses.replace(config, log_every=3, resume=True, run_dir=tmp_path / "run")
     assert resumed == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "named"), [("categorical", "--value-bins"), ("scalar", "--batch-size")]
+)
+def test_memory_is_asked_for_in_the_name_of_an_option_that_takes_it(values, named):
+    agent = SACConfig(critic_values=values, value_bins=10**9)
+    needs = training.memory_needs(Config(agent=agent, batch_size=10**5))
+    assert max(needs, key=needs.get).split()[0] == named
+    assert any("value-bins" in option for option in needs) == (values == "categorical")
