@@ -67,6 +67,8 @@ class SACConfig:
     noise that is drawn afresh."""
     reward_scale: float = 0.1
     """Rewards are multiplied by this before the critics see them."""
+    normalize_rewards: bool = False
+    """Divide each task's rewards by the largest it has seen, so that all tasks' have one size."""
     watch_conflicts: bool = True
     """Measure how far the tasks' gradients disagree even if the weighting does not need to know."""
     gradnorm_alpha: float = 0.12

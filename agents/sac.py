@@ -21,6 +21,9 @@ from .distributions import SquashedGaussian
 from .networks import MLP
 from .values import CategoricalValues, ScalarValues, Values
 
+_SMALLEST_REWARD = 1e-8
+"""Of a task whose largest is less, rewards count as next to nothing."""
+
 
 class Critics(nn.Module):
     """Twin estimates of the soft action value, in one stacked network.
@@ -93,6 +96,10 @@ class SAC:
     each step it is standard normal, as ever; over several it leads further than what is drawn
     afresh and cancels out.
 
+    Rewards may differ a hundredfold between tasks, and between a task's first and last hour. They
+    are kept as they came and scaled where they are used, so that what was kept stays right when a
+    larger one comes (Nauman et al., "Bigger, Regularized, Categorical", 2025, divide by returns).
+
     Args:
         config: See `SACConfig`.
         num_tasks: K.
@@ -104,6 +111,7 @@ class SAC:
 
     Attributes:
         generators: All that updates draw from.
+        largest_rewards: ``(K,)``, per step, of either sign; ones if not to be divided by.
     """
 
     def __init__(
@@ -120,6 +128,8 @@ class SAC:
         self.config = config
         self._noise_generator = make_generator(seed, "action noise", device)
         self._exploration_noise = torch.zeros(num_tasks, 0, action_size, device=device)
+        largest = torch.zeros if config.normalize_rewards else torch.ones
+        self.largest_rewards = largest(num_tasks, device=device)
         networks = make_generator(seed, "networks", device)
         options: dict[str, Any] = {"num_tasks": num_tasks, "generator": networks, "dtype": dtype}
         self.actor = Actor(observation_size, action_size, config, **options)
@@ -204,6 +214,8 @@ class SAC:
         Returns:
             Detached metrics by their logged name, ``(K,)`` per task or ``()``.
         """
+        if self.config.normalize_rewards:
+            self._look_at_rewards(batch)
         targets = self.target_values(batch, self._noise(batch.actions))
         tape = Tape()
         critic_losses = self.critic_losses(batch, targets, tape)
@@ -237,8 +249,16 @@ class SAC:
         values = self._value(self.target_critics, batch.next_observations, actions)
         soft_values = values - self.log_temperatures.exp()[:, None] * log_densities
         future = self.config.discount**batch.steps * (1 - batch.terminated) * soft_values
-        targets: Tensor = self.config.reward_scale * batch.rewards + future
+        largest = self.largest_rewards.clamp_min(_SMALLEST_REWARD)[:, None]
+        targets: Tensor = self.config.reward_scale * batch.rewards / largest + future
         return targets
+
+    def _look_at_rewards(self, batch: Batch) -> None:
+        """Remember the largest rewards; of several steps', their mean, as they add up."""
+        sizes = (batch.rewards / batch.steps).abs()
+        # What is not finite breaks this update; it is not to break all that follow.
+        largest = torch.where(sizes.isfinite(), sizes, 0.0).amax(dim=-1)
+        torch.maximum(self.largest_rewards, largest, out=self.largest_rewards)
 
     def critic_losses(
         self, batch: Batch, targets: Float[Tensor, "K B"], tape: Tape | None = None
@@ -313,6 +333,7 @@ class SAC:
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "noise_generator": self._noise_generator.get_state(),
             "exploration_noise": self._exploration_noise,
+            "largest_rewards": self.largest_rewards.clone(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -337,6 +358,7 @@ class SAC:
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
         restore_generator(self._noise_generator, state["noise_generator"])
+        self.largest_rewards.copy_(state["largest_rewards"])
         noise = state["exploration_noise"]
         self._exploration_noise = noise.to(self._exploration_noise.device, copy=True)
 

@@ -67,6 +67,8 @@ VARIANTS = {
     "discount-0.98": "--discount 0.98",
     "unclipped": "--max-gradient-norm 1e9",
     "reward-scale-0.02": "--reward-scale 0.02",
+    # Whose largest rewards, of 10, count as much as without.
+    "normalized-rewards": "--normalize-rewards --reward-scale 1",
     "alpha-0.5": "--gradnorm-alpha 0.5 --gradnorm-actor-alpha 0.5",
     "alpha-1.5": "--gradnorm-alpha 1.5 --gradnorm-actor-alpha 1.5",
     "uniform": UNIFORM,

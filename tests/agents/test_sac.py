@@ -293,13 +293,18 @@ def test_update_reports_what_is_logged(make_agent, make_batch):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("updates_before", [0, 3])
 def test_state_continues_bit_for_bit(make_agent, make_batch, weighting, updates_before):
-    options = {"critic_weighting": weighting, "actor_weighting": weighting}
-    agent = make_agent(**options, exploration_correlation=0.9)
+    options = {
+        "critic_weighting": weighting,
+        "actor_weighting": weighting,
+        "exploration_correlation": 0.9,
+        "normalize_rewards": True,
+    }
+    agent = make_agent(**options)
     for step in range(updates_before):
         agent.update(make_batch(step, torch.float32))
         agent.act(make_batch(step, torch.float32).observations)
     saved = copy.deepcopy(agent.state_dict())
-    resumed = make_agent(seed=1, **options, exploration_correlation=0.9)
+    resumed = make_agent(seed=1, **options)
     resumed.update(make_batch(9, torch.float32))
     resumed.act(make_batch(9, torch.float32).observations)
     resumed.load_state_dict(saved)
