@@ -3,9 +3,14 @@
     python benchmarks/recipe.py default categorical --seeds 1 2 3   # four to eight minutes a run
     python benchmarks/recipe.py                                     # every variant, three seeds
     python benchmarks/recipe.py --only-report                       # the table of what is kept
-    python benchmarks/recipe.py --only-report --kept recipe_noise   # and of an earlier comparison
+    python benchmarks/recipe.py --only-report --study recipe_noise  # and of an earlier comparison
 
-Every curve is kept as benchmarks/results/recipe/NAME_seedN.jsonl, beside it the run's configuration
+Does balancing help? On four tasks that exploration finds with any seed:
+
+    python benchmarks/recipe.py uniform pcgrad gradnorm balanced-critics balanced-actor default \
+        --study balancing --seeds 1 2 3 4 5
+
+Every curve is kept as benchmarks/results/STUDY/NAME_seedN.jsonl, beside it the run's configuration
 with the exact command, versions and machine.
 """
 
@@ -25,11 +30,21 @@ from rich.table import Table
 from mtrl.logging import read_metrics
 
 COMMON = (
-    "--benchmark push-v3 door-open-v3 button-press-topdown-v3 drawer-open-v3 "
-    "--total-steps 400000 --warmup-steps 16000 --eval-every 80000 --log-every 20000 "
-    "--checkpoint-every 400000 --envs-per-task 16 --update-ratio 0.125 --threads 1 "
-    "--simulation-threads 1 --wandb disabled"
+    "--envs-per-task 16 --update-ratio 0.125 --threads 1 --simulation-threads 1 --wandb disabled"
 )
+STUDIES = {
+    "recipe": (
+        "--benchmark push-v3 door-open-v3 button-press-topdown-v3 drawer-open-v3 "
+        "--total-steps 400000 --warmup-steps 16000 --eval-every 80000 --log-every 20000 "
+        "--checkpoint-every 400000"
+    ),
+    "balancing": (
+        "--benchmark reach-v3 push-v3 door-open-v3 button-press-topdown-v3 "
+        "--total-steps 240000 --warmup-steps 16000 --eval-every 48000 --log-every 12000 "
+        "--checkpoint-every 240000"
+    ),
+}
+"""Tasks and budget, by name."""
 RESIDUAL = "--residual --critic-depth 3"
 CATEGORICAL = "--critic-values categorical"
 UNIFORM = "--critic-weighting uniform --actor-weighting uniform"
@@ -90,8 +105,8 @@ class Options:
     """One run each, one after the other."""
     only_report: bool = False
     """Train nothing, print the table of what is kept."""
-    kept: str = "recipe"
-    """The folder in benchmarks/results."""
+    study: str = "recipe"
+    """The tasks and the budget, and the folder in benchmarks/results; to report, any folder."""
 
 
 def main() -> None:
@@ -100,20 +115,22 @@ def main() -> None:
     for name in options.variants:
         if name not in VARIANTS:
             raise SystemExit(f"no variant {name}: choose from {', '.join(VARIANTS)}")
+    if options.study not in STUDIES and not options.only_report:
+        raise SystemExit(f"no study {options.study}: choose from {', '.join(STUDIES)}")
     for seed in options.seeds if not options.only_report else ():
         for name in options.variants or VARIANTS:
-            if not (RESULTS / options.kept / f"{name}_seed{seed}.jsonl").exists():
-                run(name, seed, options.kept)
-    report(RESULTS / options.kept)
+            if not (RESULTS / options.study / f"{name}_seed{seed}.jsonl").exists():
+                run(name, seed, options.study)
+    report(RESULTS / options.study)
 
 
-def run(name: str, seed: int, folder: str) -> None:
+def run(name: str, seed: int, study: str) -> None:
     """Train one variant and keep its curve."""
     with tempfile.TemporaryDirectory(prefix="mtrl-recipe-") as temporary:
         directory = Path(temporary) / "run"
-        command = f"{TRAIN} {COMMON} {VARIANTS[name]} --seed {seed}"
+        command = f"{TRAIN} {STUDIES[study]} {COMMON} {VARIANTS[name]} --seed {seed}"
         train([*command.split(), "--run-dir", str(directory)], None)
-        keep(f"{folder}/{name}_seed{seed}", f"python {command}", directory)
+        keep(f"{study}/{name}_seed{seed}", f"python {command}", directory)
 
 
 def report(folder: Path) -> None:
