@@ -1,6 +1,7 @@
 """Does it learn? Train with several seeds, keep the curves, print when a success rate was reached.
 
     python benchmarks/learning.py reach                         # one task, three seeds
+    python benchmarks/learning.py reach_bf16                    # and in bf16
     python benchmarks/learning.py three                         # three tasks, three seeds
     python benchmarks/learning.py mt10 --seeds 1                # MT10 with the default options
     python benchmarks/learning.py mt10_uniform --seeds 1 2      # and with another weighting
@@ -43,12 +44,14 @@ EARLY = (
     "--total-steps 1200000 --warmup-steps 60000 --eval-every 300000 --log-every 30000 "
     "--checkpoint-every 300000"
 )
+REACH = (
+    "--benchmark reach-v3 --total-steps 100000 --warmup-steps 8000 --eval-every 20000 "
+    "--log-every 10000 --batch-size 128 --envs-per-task 16 --update-ratio 0.0625"
+)
 STUDIES = {
-    "reach": (
-        0.9,
-        "--benchmark reach-v3 --total-steps 100000 --warmup-steps 8000 --eval-every 20000 "
-        "--log-every 10000 --batch-size 128 --envs-per-task 16 --update-ratio 0.0625",
-    ),
+    "reach": (0.9, REACH),
+    "reach_fp32": (0.9, f"{REACH} --precision fp32"),
+    "reach_bf16": (0.9, f"{REACH} --precision bf16"),
     "three": (
         0.8,
         "--benchmark reach-v3 drawer-close-v3 button-press-topdown-v3 --total-steps 720000 "
