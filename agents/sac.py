@@ -146,6 +146,14 @@ class SAC:
             .log_()
             .requires_grad_()
         )
+        # Listing a module's parameters takes longer than moving them a little.
+        self._averages: list[tuple[list[Tensor], list[Tensor], float]] = [
+            (list(average.parameters()), list(module.parameters()), rate)
+            for average, module, rate in (
+                (self.target_critics, self.critics, config.target_rate),
+                (self.averaged_actor, self.actor, config.actor_average_rate),
+            )
+        ]
         self._temperature_adam = torch.optim.Adam(
             [self.log_temperatures],
             lr=config.temperature_learning_rate,
@@ -227,8 +235,9 @@ class SAC:
 
         temperatures = self.log_temperatures.detach().exp()
         self._update_temperatures(log_densities)
-        self._follow(self.target_critics, self.critics, self.config.target_rate)
-        self._follow(self.averaged_actor, self.actor, self.config.actor_average_rate)
+        with torch.no_grad():
+            for average, parameters, rate in self._averages:
+                torch._foreach_lerp_(average, parameters, rate)
         return {
             "train/critic_loss": critic_losses.detach(),
             "train/actor_loss": actor_losses.detach(),
@@ -301,11 +310,6 @@ class SAC:
         gradient = self.log_temperatures.detach().exp() * surplus
         self.log_temperatures.grad = torch.where(gradient.isfinite(), gradient, 0.0)
         self._temperature_adam.step()
-
-    @staticmethod
-    @torch.no_grad()
-    def _follow(average: nn.Module, module: nn.Module, rate: float) -> None:
-        torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), rate)
 
     def _correlated_noise(self, like: Float[Tensor, "K N A"]) -> Float[Tensor, "K N A"]:
         """Return standard normal noise, correlated with that of the call before."""

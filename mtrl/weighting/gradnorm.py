@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import dispatch
+from ..compiler import Compiler
 from ..state_tree import require_form
 from ..types import State
 
@@ -14,6 +21,12 @@ MINIMUM_WEIGHT = 1e-3
 
 LOSS_FLOOR = 1e-3
 """An initial loss counts as at least this share of the mean initial loss."""
+
+FIRST_DECAY, SECOND_DECAY, EPSILON = 0.9, 0.999, 1e-12
+"""Adam's. Norms differ by orders of magnitude between tasks and over training, so that what is
+added to a scale is as good as nothing."""
+
+_kernel = Compiler("gradnorm", Path(__file__)).kernel
 
 
 class GradNorm:
@@ -73,8 +86,25 @@ class GradNorm:
 
         Where a loss or norm is not finite nothing is learned from this step.
         """
-        norms = gramian.diagonal().clamp_min(0).sqrt()
         weights = self.weights.clone()
+        if dispatch.on_cpu(gramian):
+            _learn(
+                gramian.numpy(),
+                losses.numpy(),
+                self.weights.numpy(),
+                self.initial_losses.numpy(),
+                self._first_moment.numpy(),
+                self._second_moment.numpy(),
+                self._steps.numpy(),
+                self.alpha,
+                self.learning_rate,
+            )
+        else:
+            self._learn(gramian.diagonal().clamp_min(0).sqrt(), losses)
+        return weights.to(losses.dtype)
+
+    def _learn(self, norms: Float[Tensor, " K"], losses: Float[Tensor, " K"]) -> None:
+        """Learn the next weights, without asking the device about anything."""
         finite = (losses.isfinite() & norms.isfinite()).all()
         first = finite & (self._steps == 0)
         torch.where(first, losses, self.initial_losses, out=self.initial_losses)
@@ -82,7 +112,6 @@ class GradNorm:
         # Finite numbers can still overflow on the way; Adam's moments would never recover.
         finite = finite & gradient.square().isfinite().all()
         self._adam_step(torch.where(finite, gradient, 0.0), finite)
-        return weights.to(losses.dtype)
 
     def relative_rates(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
         """Return ``r``, each task's ``L(t) / L(0)`` over their mean; above 1 for those behind."""
@@ -103,11 +132,10 @@ class GradNorm:
     def _adam_step(self, gradient: Tensor, finite: Tensor) -> None:
         """Take an Adam step on the weights where `finite`, without asking the device about it."""
         steps = self._steps + 1
-        first = torch.lerp(gradient, self._first_moment, 0.9)
-        second = torch.lerp(gradient.square(), self._second_moment, 0.999)
-        # Norms differ by orders of magnitude between tasks and over training: a relative epsilon.
-        scale = (second / (1 - 0.999**steps)).sqrt() + 1e-12
-        weights = self.weights - self.learning_rate * (first / (1 - 0.9**steps)) / scale
+        first = torch.lerp(gradient, self._first_moment, FIRST_DECAY)
+        second = torch.lerp(gradient.square(), self._second_moment, SECOND_DECAY)
+        scale = (second / (1 - SECOND_DECAY**steps)).sqrt() + EPSILON
+        weights = self.weights - self.learning_rate * (first / (1 - FIRST_DECAY**steps)) / scale
         weights = weights.clamp_min(MINIMUM_WEIGHT)
         weights = weights * (len(weights) / weights.sum())
         for old, new in (
@@ -146,3 +174,50 @@ class GradNorm:
             "second_moment": self._second_moment,
             "steps": self._steps,
         }
+
+
+@_kernel
+def _learn(
+    gramian: NDArray[Any],
+    losses: NDArray[Any],
+    weights: NDArray[np.float32],
+    initial_losses: NDArray[np.float32],
+    first_moment: NDArray[np.float32],
+    second_moment: NDArray[np.float32],
+    steps: NDArray[np.float32],
+    alpha: float,
+    learning_rate: float,
+) -> None:
+    """Do what `GradNorm._learn` does, in double precision: on a CPU, calls are what costs."""
+    K = len(weights)
+    norms, ratios, gradient = np.empty(K), np.empty(K), np.empty(K)
+    for k in range(K):
+        squared = gramian[k, k]
+        norms[k] = np.sqrt(0.0 if squared < 0 else squared)  # NaN stays
+        if not (np.isfinite(norms[k]) and np.isfinite(losses[k])):
+            return
+    if steps[()] == 0:
+        initial_losses[:] = losses
+    floor = max(LOSS_FLOOR * initial_losses.mean(), 1e-8)
+    for k in range(K):
+        ratios[k] = max(losses[k], 0.0) / max(initial_losses[k], floor)
+    mean_ratio, mean_norm = ratios.mean(), (weights * norms).mean()
+    for k in range(K):
+        rate = ratios[k] / mean_ratio if mean_ratio > 0 else 1.0
+        surplus = weights[k] * norms[k] - mean_norm * rate**alpha
+        gradient[k] = norms[k] * np.sign(surplus)
+        if not np.isfinite(np.float32(gradient[k] * gradient[k])):
+            return  # Adam's moments would never recover
+    steps[()] += 1
+    total = 0.0
+    for k in range(K):
+        first = gradient[k] + FIRST_DECAY * (first_moment[k] - gradient[k])
+        squared = gradient[k] * gradient[k]
+        second = squared + SECOND_DECAY * (second_moment[k] - squared)
+        first_moment[k], second_moment[k] = first, second
+        scale = np.sqrt(second / (1 - SECOND_DECAY ** steps[()])) + EPSILON
+        step = learning_rate * first / (1 - FIRST_DECAY ** steps[()]) / scale
+        weights[k] = max(weights[k] - step, MINIMUM_WEIGHT)
+        total += weights[k]
+    for k in range(K):
+        weights[k] *= K / total

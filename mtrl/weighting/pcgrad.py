@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -63,10 +63,7 @@ class PCGrad:
         """
         del losses
         K = len(gramian)
-        order = self.draw_order(K, gramian.device)
-        finite = gramian.diagonal().isfinite()
-        clean = torch.where(finite[:, None] & finite[None, :], gramian, 0.0).double()
-        weights = project(clean, order).sum(dim=0) * finite
+        weights = project(gramian, self.draw_order(K, gramian.device)).sum(dim=0)
         if self._reduction == "mean":
             weights = weights / K
         return weights.to(gramian.dtype)
@@ -90,49 +87,57 @@ class PCGrad:
         self._generator.set_state(self._initial_state)
 
 
-def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float[Tensor, "K K"]:
-    """Walk PCGrad's projections on coefficients.
+def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float64[Tensor, "K K"]:
+    """Walk PCGrad's projections on coefficients, in double precision.
 
     Args:
         gramian: ``G = J @ J.T``.
         order: Row i holds the tasks that task i visits, first to last.
 
     Returns:
-        Coefficients ``C``: the projected gradient of task i is ``C[i] @ J``.
+        Coefficients ``C``: the projected gradient of task i is ``C[i] @ J``. Rows and columns of
+        tasks whose gradient is not finite are zero.
     """
-    squared_norms = gramian.diagonal()
-    inverse = torch.where(squared_norms > 0, 1 / squared_norms, 0.0)  # zero projects nobody
     if not dispatch.on_cpu(gramian):
-        return _project_in_lock_step(gramian, inverse, order)
-    coefficients = torch.eye(len(gramian), dtype=gramian.dtype)
-    _walk(gramian.numpy(), inverse.numpy(), order.numpy(), coefficients.numpy())
+        return _project_in_lock_step(gramian.double(), order)
+    coefficients = torch.zeros(gramian.shape, dtype=torch.float64)
+    _walk(gramian.numpy(), order.numpy(), coefficients.numpy())
     return coefficients
 
 
 @_kernel
 def _walk(
-    gramian: NDArray[np.float64],
-    inverse: NDArray[np.float64],
-    order: NDArray[np.int64],
-    coefficients: NDArray[np.float64],
+    gramian: NDArray[Any], order: NDArray[np.int64], coefficients: NDArray[np.float64]
 ) -> None:
     """Project as the paper has it, one task after the other: on a CPU, calls are what costs."""
     K = len(gramian)
+    clean, inverse = np.zeros((K, K)), np.zeros(K)
     for i in range(K):
-        products = gramian[i].copy()  # <C[i] @ J, J[j]> for all j
+        if np.isfinite(gramian[i, i]):
+            coefficients[i, i] = 1.0
+            if gramian[i, i] > 0:  # zero projects nobody
+                inverse[i] = 1 / np.float64(gramian[i, i])
+            for j in range(K):
+                clean[i, j] = gramian[i, j] if np.isfinite(gramian[j, j]) else 0.0
+    for i in range(K):
+        products = clean[i].copy()  # <C[i] @ J, J[j]> for all j
         for visited in range(order.shape[1]):
             j = order[i, visited]
             if products[j] < 0:
                 step = products[j] * inverse[j]
                 coefficients[i, j] -= step
                 for other in range(K):
-                    products[other] -= step * gramian[j, other]
+                    products[other] -= step * clean[j, other]
 
 
 def _project_in_lock_step(
-    gramian: Float[Tensor, "K K"], inverse: Float[Tensor, " K"], order: Int[Tensor, "K M"]
-) -> Float[Tensor, "K K"]:
+    gramian: Float64[Tensor, "K K"], order: Int[Tensor, "K M"]
+) -> Float64[Tensor, "K K"]:
     """Project all tasks' gradients at once: on a GPU, operations are what costs, not their size."""
+    finite = gramian.diagonal().isfinite()
+    gramian = torch.where(finite[:, None] & finite[None, :], gramian, 0.0)
+    squared_norms = gramian.diagonal()
+    inverse = torch.where(squared_norms > 0, 1 / squared_norms, 0.0)  # zero projects nobody
     # <C[i] @ J, J[j]> for all i and j. Keeping these up to date instead of C takes four small
     # operations a visit.
     products, steps = gramian.clone(), torch.zeros_like(inverse[order])
@@ -140,8 +145,7 @@ def _project_in_lock_step(
     for others, scale, visited, step in zip(*visits, strict=True):
         torch.mul(products.gather(1, others).clamp_max_(0), scale, out=step)
         products.addcmul_(visited, step, value=-1)
-    coefficients = torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)
-    return coefficients.scatter_add_(1, order, -steps)
+    return finite.double().diag().scatter_add_(1, order, -steps)
 
 
 def _columns(matrix: Tensor) -> tuple[Tensor, ...]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mtrl.weighting import GradNorm
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def _step(gradnorm: GradNorm, losses: Tensor, norms: Tensor) -> Tensor:
     return gradnorm(norms.square().diag(), losses)
