@@ -59,6 +59,9 @@ STUDIES = {
         "--batch-size 64 --update-ratio 0.0625",
     ),
     "mt10": (0.5, ""),  # the defaults
+    "mt10_entropy-4": (0.5, "--target-entropy -4"),
+    # Whose largest rewards, of 10, count as much as without.
+    "mt10_normalized": (0.5, "--normalize-rewards --reward-scale 1"),
     "mt10_correlated": (0.5, LARGE_BATCHES),
     "mt10_fresh_noise": (0.5, f"{LARGE_BATCHES} --exploration-correlation 0"),
     "mt10_unaveraged": (
