@@ -14,7 +14,7 @@ from mtrl.curves import GroupCurve, RunCurve, at_common_steps, read_curve
 from mtrl.errors import UserError
 from mtrl.run_directory import MAX_CONFIG_BYTES, flatten
 
-from .config import MAY_DIFFER_ON_RESUME
+from .config import MAY_DIFFER_ON_RESUME, Config
 
 _METRICS = "metrics.jsonl"
 _SAME_LEARNING = MAY_DIFFER_ON_RESUME | {"seed"}
@@ -41,8 +41,13 @@ class Run:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that decide what is learned, but for the seed, by dotted names."""
-        flat = flatten(self.record.get("config", {}))
+        """The options that decide what is learned, but for the seed, by dotted names.
+
+        Those that a later version has added have no part in a run that is older.
+        """
+        if not self.record.get("config"):
+            return {}
+        flat = flatten(Config.without_options()) | flatten(self.record["config"])
         return {name: value for name, value in flat.items() if name not in _SAME_LEARNING}
 
     @property

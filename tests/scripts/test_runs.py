@@ -38,6 +38,18 @@ def test_runs_whose_configurations_differ_in_the_seed_only_are_one_group(make_ru
     assert [[run.seed for run in group.runs] for group in found] == [[2, 1], [1, 2]]
 
 
+def test_an_option_that_a_run_is_too_old_for_makes_no_group(make_run, read):
+    make_run("old_seed1", FLAT, config=config())
+    make_run(
+        "new_seed2", FLAT, config=config(seed=2, agent={"width": 8, "normalize_rewards": False})
+    )
+    make_run(
+        "other_seed3", FLAT, config=config(seed=3, agent={"width": 8, "normalize_rewards": True})
+    )
+    found = read("old_seed1", "new_seed2", "other_seed3")
+    assert [[run.seed for run in group.runs] for group in found] == [[1, 2], [3]]
+
+
 def test_names_that_do_not_tell_groups_apart_give_way_to_what_differs(make_run, read):
     for hour, (seed, width) in enumerate([(1, 8), (2, 8), (1, 64)]):
         options = config(seed=seed, agent={"width": width})
