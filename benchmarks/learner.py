@@ -8,6 +8,7 @@ must do, at the rate of a matrix product measured in the same turns), and peak m
     python benchmarks/learner.py --save learner            # everything; about half an hour
     python benchmarks/learner.py --tasks 10 --batches 128 --nets wide --seconds 20
     python benchmarks/learner.py --only ours surgery eager  # some contestants
+    python benchmarks/learner.py --only ours pcgrad gradnorm surgery --nets norm --batches 32
     python benchmarks/learner.py --nets categorical --tasks 10 --batches 16 32 --only ours eager
     python benchmarks/learner.py --memory                   # MT50 with critics 1024 wide
 

@@ -150,6 +150,8 @@ def _product(shape: Shape) -> Callable[[], Any]:
 CONTESTANTS: dict[str, Callable[[Shape], Callable[[], Any]]] = {
     "product": _product,
     "ours": _ours("uniform"),
+    "pcgrad": _ours("pcgrad"),
+    "gradnorm": _ours("gradnorm"),
     "surgery": _ours("gradnorm+pcgrad"),
     "eager": _eager("uniform"),
     "jax": _jax,
