@@ -68,7 +68,8 @@ class SACConfig:
     reward_scale: float = 0.1
     """Rewards are multiplied by this before the critics see them."""
     normalize_rewards: bool = False
-    """Divide each task's rewards by the largest it has seen, so that all tasks' have one size."""
+    """Divide each task's rewards by the largest it has learned from, per step, so that all tasks'
+    have one size. `--reward-scale 1` then makes of any what 0.1 makes of Meta-World's, up to 10."""
     watch_conflicts: bool = True
     """Measure how far the tasks' gradients disagree even if the weighting does not need to know."""
     gradnorm_alpha: float = 0.12

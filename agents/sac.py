@@ -97,8 +97,9 @@ class SAC:
     afresh and cancels out.
 
     Rewards may differ a hundredfold between tasks, and between a task's first and last hour. They
-    are kept as they came and scaled where they are used, so that what was kept stays right when a
-    larger one comes (Nauman et al., "Bigger, Regularized, Categorical", 2025, divide by returns).
+    are kept as they came and divided where they are used, so that no transition goes stale when a
+    larger reward comes (Nauman et al., "Bigger, Regularized, Categorical", 2025, divide by
+    returns). The critics then have to follow: what they have learned is in the old unit.
 
     Args:
         config: See `SACConfig`.
@@ -111,7 +112,8 @@ class SAC:
 
     Attributes:
         generators: All that updates draw from.
-        largest_rewards: ``(K,)``, per step, of either sign; ones if not to be divided by.
+        largest_rewards: The largest size of each task's rewards, ``(K,)``; of several steps', which
+            are sampled as one sum, their mean. Ones if rewards are not divided by them.
     """
 
     def __init__(
@@ -326,7 +328,7 @@ class SAC:
 
     def state_dict(self) -> State:
         """Return networks, optimizers, temperatures and the generator."""
-        return {
+        state: State = {
             "actor": self.actor.state_dict(),
             "averaged_actor": self.averaged_actor.state_dict(),
             "critics": self.critics.state_dict(),
@@ -337,8 +339,10 @@ class SAC:
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "noise_generator": self._noise_generator.get_state(),
             "exploration_noise": self._exploration_noise,
-            "largest_rewards": self.largest_rewards.clone(),
         }
+        if self.config.normalize_rewards:  # a run from before there was this option has none
+            state["largest_rewards"] = self.largest_rewards.clone()
+        return state
 
     def load_state_dict(self, state: State) -> None:
         """Go on from a saved state.
@@ -362,7 +366,8 @@ class SAC:
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
         restore_generator(self._noise_generator, state["noise_generator"])
-        self.largest_rewards.copy_(state["largest_rewards"])
+        if self.config.normalize_rewards:
+            self.largest_rewards.copy_(state["largest_rewards"])
         noise = state["exploration_noise"]
         self._exploration_noise = noise.to(self._exploration_noise.device, copy=True)
 

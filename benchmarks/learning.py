@@ -131,10 +131,18 @@ def train(command: list[str], minutes: float | None) -> None:
 
 
 def keep(name: str, command: str, directory: Path) -> None:
-    """Copy a run's curve, and its configuration with the command."""
+    """Copy a run's curve, and its configuration with the command.
+
+    Raises:
+        ValueError: The command or the name has another seed than the run.
+    """
+    run = json.loads((directory / "config.json").read_text())
+    seed = run["config"]["seed"]
+    if f"--seed {seed}" not in command or not name.endswith(f"_seed{seed}"):
+        raise ValueError(f"{directory} has seed {seed}, other than {name}: {command}")
     (RESULTS / name).parent.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.jsonl").write_bytes((directory / "metrics.jsonl").read_bytes())
-    described = {"command": command, "run": json.loads((directory / "config.json").read_text())}
+    described = {"command": command, "run": run}
     write_json_atomic(RESULTS / f"{name}.json", described)
 
 

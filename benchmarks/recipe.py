@@ -32,19 +32,6 @@ from mtrl.logging import read_metrics
 COMMON = (
     "--envs-per-task 16 --update-ratio 0.125 --threads 1 --simulation-threads 1 --wandb disabled"
 )
-STUDIES = {
-    "recipe": (
-        "--benchmark push-v3 door-open-v3 button-press-topdown-v3 drawer-open-v3 "
-        "--total-steps 400000 --warmup-steps 16000 --eval-every 80000 --log-every 20000 "
-        "--checkpoint-every 400000"
-    ),
-    "balancing": (
-        "--benchmark reach-v3 push-v3 door-open-v3 button-press-topdown-v3 "
-        "--total-steps 240000 --warmup-steps 16000 --eval-every 48000 --log-every 12000 "
-        "--checkpoint-every 240000"
-    ),
-}
-"""Tasks and budget, by name."""
 RESIDUAL = "--residual --critic-depth 3"
 CATEGORICAL = "--critic-values categorical"
 UNIFORM = "--critic-weighting uniform --actor-weighting uniform"
@@ -93,6 +80,21 @@ VARIANTS = {
     "balanced-actor": "--critic-weighting uniform",
 }
 """Options of the training script beside the default ones, by name."""
+STUDIES = {
+    "recipe": (
+        "--benchmark push-v3 door-open-v3 button-press-topdown-v3 drawer-open-v3 "
+        "--total-steps 400000 --warmup-steps 16000 --eval-every 80000 --log-every 20000 "
+        "--checkpoint-every 400000",
+        tuple(VARIANTS),
+    ),
+    "balancing": (
+        "--benchmark reach-v3 push-v3 door-open-v3 button-press-topdown-v3 "
+        "--total-steps 240000 --warmup-steps 16000 --eval-every 48000 --log-every 12000 "
+        "--checkpoint-every 240000",
+        ("default", "uniform", "pcgrad", "gradnorm", "balanced-critics", "balanced-actor"),
+    ),
+}
+"""Tasks and budget, and the variants to compare, by name."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Options:
     """What to train."""
 
     variants: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Names of variants; by default all."""
+    """Names of variants; by default all of the study's."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run each, one after the other."""
     only_report: bool = False
@@ -112,25 +114,33 @@ class Options:
 def main() -> None:
     """Train what is not kept yet, and report."""
     options = tyro.cli(Options)
-    for name in options.variants:
-        if name not in VARIANTS:
-            raise SystemExit(f"no variant {name}: choose from {', '.join(VARIANTS)}")
-    if options.study not in STUDIES and not options.only_report:
-        raise SystemExit(f"no study {options.study}: choose from {', '.join(STUDIES)}")
-    for seed in options.seeds if not options.only_report else ():
-        for name in options.variants or VARIANTS:
-            if not (RESULTS / options.study / f"{name}_seed{seed}.jsonl").exists():
-                run(name, seed, options.study)
+    if not options.only_report:
+        train_missing(options)
     report(RESULTS / options.study)
 
 
-def run(name: str, seed: int, study: str) -> None:
-    """Train one variant and keep its curve."""
+def train_missing(options: Options) -> None:
+    """Train what is not kept yet."""
+    if options.study not in STUDIES:
+        raise SystemExit(f"no study {options.study}: choose from {', '.join(STUDIES)}")
+    budget, variants = STUDIES[options.study]
+    for name in options.variants:
+        if name not in variants:
+            raise SystemExit(f"no variant {name}: choose from {', '.join(variants)}")
+    for seed in options.seeds:
+        for name in options.variants or variants:
+            kept = f"{options.study}/{name}_seed{seed}"
+            if not (RESULTS / f"{kept}.jsonl").exists():
+                run(kept, f"{budget} {COMMON} {VARIANTS[name]}", seed)
+
+
+def run(name: str, arguments: str, seed: int) -> None:
+    """Train once and keep the curve."""
     with tempfile.TemporaryDirectory(prefix="mtrl-recipe-") as temporary:
         directory = Path(temporary) / "run"
-        command = f"{TRAIN} {STUDIES[study]} {COMMON} {VARIANTS[name]} --seed {seed}"
+        command = f"{TRAIN} {arguments} --seed {seed}"
         train([*command.split(), "--run-dir", str(directory)], None)
-        keep(f"{study}/{name}_seed{seed}", f"python {command}", directory)
+        keep(name, f"python {command}", directory)
 
 
 def report(folder: Path) -> None:

@@ -77,12 +77,9 @@ class TaskBlocks:
         return product.to(self.errors.dtype)
 
     def multiplies_out(self) -> bool:
-        """Tell which way to the Gramian is cheaper, by a count of operations."""
+        """Tell which way to the Gramian is cheaper."""
         (_, K, B, I), D = self.inputs.shape, self.errors.shape[-1]  # noqa: E741
-        strips = -(-K // TASKS_AT_ONCE)
-        share = (strips + 1) / (2 * strips)  # of the pairs that are on or above the diagonal
-        factors = 2 * (K * B) ** 2 * (I + D) * share
-        return factors > I * D * (K * K + ELEMENT_COST * K)
+        return multiplying_out_is_cheaper(K, B, I, D)
 
     def _of_rows(self) -> Tensor:
         rows = self.rows().flatten(2)
@@ -101,6 +98,14 @@ class TaskBlocks:
             sums = products.view(-1, B).sum(dim=1, dtype=self.errors.dtype)
             gramian[strip, rest] = sums.view(products.shape[0], -1, B, K - first).sum(dim=(0, 2))
         return gramian.triu_().add_(gramian.triu(1).mT)
+
+
+def multiplying_out_is_cheaper(K: int, B: int, I: int, D: int) -> bool:  # noqa: E741
+    """Count operations for K tasks, B rows each, of I inputs and D outputs; see `TaskBlocks`."""
+    strips = -(-K // TASKS_AT_ONCE)
+    share = (strips + 1) / (2 * strips)  # of the pairs that are on or above the diagonal
+    factors = 2 * (K * B) ** 2 * (I + D) * share
+    return factors > I * D * (K * K + ELEMENT_COST * K)
 
 
 def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:

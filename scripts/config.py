@@ -130,8 +130,9 @@ class Config:
         """Return what each option counts as in a run that was stored before there was such a one.
 
         An agent's options are added so that their own defaults, not a preset's, change nothing.
+        What a run did before there was an overlap was to take turns.
         """
-        return cls(agent=SACConfig()).to_json()
+        return cls(agent=SACConfig(), overlap=False).to_json()
 
     def validate(self) -> None:
         """Refuse what cannot work, before anything is built.

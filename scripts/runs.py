@@ -43,7 +43,7 @@ class Run:
     def options(self) -> dict[str, Any]:
         """The options that decide what is learned, but for the seed, by dotted names.
 
-        Those that a later version has added have no part in a run that is older.
+        In a run that is older than an option, it counts as what changes nothing.
         """
         if not self.record.get("config"):
             return {}

@@ -12,6 +12,7 @@ import torch
 
 import envs
 from agents import SAC
+from mtrl.blocks import multiplying_out_is_cheaper
 from mtrl.device import (
     keep_freed_memory,
     resolve_device,
@@ -231,7 +232,7 @@ def memory_needs(config: Config) -> dict[str, int]:
     # What the backward pass needs of the forward pass: each layer's output, of both critics.
     activations = 2 * (agent.critic_width * agent.critic_depth + outputs)
     activations += agent.actor_width * agent.actor_depth
-    # Each task's gradient of hidden layers and outputs, of both critics or of the actor.
+    # Gradients of hidden layers and outputs, of both critics or of the actor.
     critics = (
         2
         * agent.critic_width
@@ -247,8 +248,18 @@ def memory_needs(config: Config) -> dict[str, int]:
     needs[_most_unusual(config, "batch_size", *sizes)] += (
         4 * K * config.batch_size * (2 * observation_size + action_size + activations)
     )
-    needs[_most_unusual(config, *sizes)] += 4 * K * max(critics, actor)
+    needs[_most_unusual(config, *sizes)] += 4 * max(
+        critics * _gradients(config, K, agent.critic_width, agent.critic_weighting),
+        actor * _gradients(config, K, agent.actor_width, agent.actor_weighting),
+    )
     return needs
+
+
+def _gradients(config: Config, K: int, width: int, weighting: str) -> int:
+    """Count the gradients that are held at once: one, or one for each task."""
+    needs_gramian = weighting != "uniform" or config.agent.watch_conflicts
+    cheaper = multiplying_out_is_cheaper(K, config.batch_size, width, width)
+    return K if needs_gramian and cheaper else 1
 
 
 def _most_unusual(config: Config, *names: str) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -85,12 +84,22 @@ class GradNorm:
         """Return this step's weights, and learn the next one's. See `mtrl.types.Weighting`.
 
         Where a loss or norm is not finite nothing is learned from this step.
+
+        Raises:
+            ValueError: If there are more or fewer tasks than weights.
         """
+        K = len(self.weights)
+        if gramian.shape != (K, K) or losses.shape != (K,):
+            raise ValueError(
+                f"`gramian` and `losses` must be of {K} tasks, found shapes "
+                f"{tuple(gramian.shape)} and {tuple(losses.shape)}."
+            )
         weights = self.weights.clone()
+        # In double precision all through: ratios of losses may overflow single, and K are few.
         if dispatch.on_cpu(gramian):
-            _learn(
-                gramian.numpy(),
-                losses.numpy(),
+            _learn_in_one_call(
+                gramian.double().numpy(),
+                losses.double().numpy(),
                 self.weights.numpy(),
                 self.initial_losses.numpy(),
                 self._first_moment.numpy(),
@@ -100,22 +109,22 @@ class GradNorm:
                 self.learning_rate,
             )
         else:
-            self._learn(gramian.diagonal().clamp_min(0).sqrt(), losses)
+            self._learn(gramian.diagonal().double().clamp_min(0).sqrt(), losses.double())
         return weights.to(losses.dtype)
 
-    def _learn(self, norms: Float[Tensor, " K"], losses: Float[Tensor, " K"]) -> None:
+    def _learn(self, norms: Float64[Tensor, " K"], losses: Float64[Tensor, " K"]) -> None:
         """Learn the next weights, without asking the device about anything."""
         finite = (losses.isfinite() & norms.isfinite()).all()
         first = finite & (self._steps == 0)
-        torch.where(first, losses, self.initial_losses, out=self.initial_losses)
+        self.initial_losses.copy_(torch.where(first, losses, self.initial_losses))
         gradient = self.weight_gradient(losses, norms)
         # Finite numbers can still overflow on the way; Adam's moments would never recover.
-        finite = finite & gradient.square().isfinite().all()
+        finite = finite & gradient.square().float().isfinite().all()
         self._adam_step(torch.where(finite, gradient, 0.0), finite)
 
     def relative_rates(self, losses: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
         """Return ``r``, each task's ``L(t) / L(0)`` over their mean; above 1 for those behind."""
-        floor = (LOSS_FLOOR * self.initial_losses.mean()).clamp_min(1e-8)
+        floor = (LOSS_FLOOR * self.initial_losses.to(losses.dtype).mean()).clamp_min(1e-8)
         ratios = losses.clamp_min(0.0) / torch.maximum(self.initial_losses, floor)
         mean = ratios.mean()
         return torch.where(mean > 0, ratios / torch.where(mean > 0, mean, 1.0), 1.0)
@@ -131,9 +140,9 @@ class GradNorm:
 
     def _adam_step(self, gradient: Tensor, finite: Tensor) -> None:
         """Take an Adam step on the weights where `finite`, without asking the device about it."""
-        steps = self._steps + 1
-        first = torch.lerp(gradient, self._first_moment, FIRST_DECAY)
-        second = torch.lerp(gradient.square(), self._second_moment, SECOND_DECAY)
+        steps = self._steps.double() + 1
+        first = torch.lerp(gradient, self._first_moment.double(), FIRST_DECAY)
+        second = torch.lerp(gradient.square(), self._second_moment.double(), SECOND_DECAY)
         scale = (second / (1 - SECOND_DECAY**steps)).sqrt() + EPSILON
         weights = self.weights - self.learning_rate * (first / (1 - FIRST_DECAY**steps)) / scale
         weights = weights.clamp_min(MINIMUM_WEIGHT)
@@ -177,9 +186,9 @@ class GradNorm:
 
 
 @_kernel
-def _learn(
-    gramian: NDArray[Any],
-    losses: NDArray[Any],
+def _learn_in_one_call(
+    gramian: NDArray[np.float64],
+    losses: NDArray[np.float64],
     weights: NDArray[np.float32],
     initial_losses: NDArray[np.float32],
     first_moment: NDArray[np.float32],
@@ -188,7 +197,7 @@ def _learn(
     alpha: float,
     learning_rate: float,
 ) -> None:
-    """Do what `GradNorm._learn` does, in double precision: on a CPU, calls are what costs."""
+    """Do what `GradNorm._learn` does: on a CPU, calls are what costs, not what they do."""
     K = len(weights)
     norms, ratios, gradient = np.empty(K), np.empty(K), np.empty(K)
     for k in range(K):
@@ -198,9 +207,10 @@ def _learn(
             return
     if steps[()] == 0:
         initial_losses[:] = losses
-    floor = max(LOSS_FLOOR * initial_losses.mean(), 1e-8)
+    initial = initial_losses.astype(np.float64)
+    floor = max(LOSS_FLOOR * initial.mean(), 1e-8)
     for k in range(K):
-        ratios[k] = max(losses[k], 0.0) / max(initial_losses[k], floor)
+        ratios[k] = max(losses[k], 0.0) / max(initial[k], floor)
     mean_ratio, mean_norm = ratios.mean(), (weights * norms).mean()
     for k in range(K):
         rate = ratios[k] / mean_ratio if mean_ratio > 0 else 1.0
@@ -209,7 +219,7 @@ def _learn(
         if not np.isfinite(np.float32(gradient[k] * gradient[k])):
             return  # Adam's moments would never recover
     steps[()] += 1
-    total = 0.0
+    moved = np.empty(K)
     for k in range(K):
         first = gradient[k] + FIRST_DECAY * (first_moment[k] - gradient[k])
         squared = gradient[k] * gradient[k]
@@ -217,7 +227,5 @@ def _learn(
         first_moment[k], second_moment[k] = first, second
         scale = np.sqrt(second / (1 - SECOND_DECAY ** steps[()])) + EPSILON
         step = learning_rate * first / (1 - FIRST_DECAY ** steps[()]) / scale
-        weights[k] = max(weights[k] - step, MINIMUM_WEIGHT)
-        total += weights[k]
-    for k in range(K):
-        weights[k] *= K / total
+        moved[k] = max(weights[k] - step, MINIMUM_WEIGHT)
+    weights[:] = moved * (K / moved.sum())

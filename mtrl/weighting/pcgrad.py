@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -101,13 +101,13 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float64
     if not dispatch.on_cpu(gramian):
         return _project_in_lock_step(gramian.double(), order)
     coefficients = torch.zeros(gramian.shape, dtype=torch.float64)
-    _walk(gramian.numpy(), order.numpy(), coefficients.numpy())
+    _walk(gramian.double().numpy(), order.numpy(), coefficients.numpy())
     return coefficients
 
 
 @_kernel
 def _walk(
-    gramian: NDArray[Any], order: NDArray[np.int64], coefficients: NDArray[np.float64]
+    gramian: NDArray[np.float64], order: NDArray[np.int64], coefficients: NDArray[np.float64]
 ) -> None:
     """Project as the paper has it, one task after the other: on a CPU, calls are what costs."""
     K = len(gramian)
@@ -116,7 +116,7 @@ def _walk(
         if np.isfinite(gramian[i, i]):
             coefficients[i, i] = 1.0
             if gramian[i, i] > 0:  # zero projects nobody
-                inverse[i] = 1 / np.float64(gramian[i, i])
+                inverse[i] = 1 / gramian[i, i]
             for j in range(K):
                 clean[i, j] = gramian[i, j] if np.isfinite(gramian[j, j]) else 0.0
     for i in range(K):

@@ -25,7 +25,7 @@ class Learner:
 
     def __init__(self, device: str) -> None:
         sizes = {"num_tasks": K, "observation_size": O, "action_size": A}
-        config = SACConfig(critic_width=16, actor_width=16)
+        config = SACConfig(critic_width=16, actor_width=16, normalize_rewards=True)
         self.agent = SAC(config, **sizes, seed=0, device=device)
         self.generator = make_generator(0, "batches", device)
         self.generators = [*self.agent.generators, self.generator]

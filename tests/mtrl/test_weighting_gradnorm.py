@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mtrl.dispatch import portable
 from mtrl.weighting import GradNorm
 
 pytestmark = pytest.mark.usefixtures("both_ways")
@@ -226,3 +229,53 @@ def test_state_continues_bit_for_bit_and_reset_begins_again():
 def test_numbers_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         GradNorm(**({"num_tasks": 3} | options))
+
+
+ANY_LOSS = st.one_of(
+    st.floats(-10, 10, width=32),
+    st.floats(width=32),
+    st.sampled_from([0.0, 1e38, -1e38, 1e-30, float("nan"), float("inf"), -float("inf")]),
+)
+ANY_SQUARED_NORM = st.one_of(
+    st.floats(0, 100, width=32),
+    st.floats(width=32),
+    st.sampled_from([0.0, -1e-6, 1e-30, 1e38, float("nan"), float("inf")]),
+)
+
+
+@settings(max_examples=200)
+@given(
+    data=st.data(),
+    K=st.integers(1, 6),
+    steps=st.integers(1, 5),
+    alpha=st.sampled_from([0.0, 0.12, 1.5, 400.0]),
+)
+def test_the_kernel_is_torchs_operations(data, K, steps, alpha):
+    kernel, operations = (GradNorm(K, alpha=alpha, learning_rate=0.05) for _ in range(2))
+    for _ in range(steps):
+        losses = torch.tensor(data.draw(st.lists(ANY_LOSS, min_size=K, max_size=K)))
+        squared = torch.tensor(data.draw(st.lists(ANY_SQUARED_NORM, min_size=K, max_size=K)))
+        undecided = _is_undecided(operations, losses, squared)
+        with portable():
+            expected = operations(squared.diag(), losses)
+        torch.testing.assert_close(kernel(squared.diag(), losses), expected)
+        if undecided:
+            kernel.load_state_dict(operations.state_dict())
+        for name, value in operations.state_dict().items():
+            torch.testing.assert_close(kernel.state_dict()[name], value, equal_nan=True)
+
+
+def _is_undecided(gradnorm: GradNorm, losses: Tensor, squared: Tensor) -> bool:
+    """Tell whether a task is on its target to rounding, where either direction is right."""
+    gradnorm = copy.deepcopy(gradnorm)
+    if gradnorm.state_dict()["steps"] == 0:
+        gradnorm.initial_losses.copy_(losses)
+    weighted = gradnorm.weights * squared.double().clamp_min(0).sqrt()
+    target = weighted.mean() * gradnorm.relative_rates(losses.double()) ** gradnorm.alpha
+    return bool(((weighted - target).abs() <= 1e-9 * target.abs()).any())
+
+
+@pytest.mark.parametrize("K", [2, 4])
+def test_another_number_of_tasks_is_refused(K):
+    with pytest.raises(ValueError, match="must be of 3 tasks"):
+        GradNorm(3)(torch.eye(K), torch.ones(K))

@@ -177,3 +177,19 @@ def test_state_continues_the_orders_and_reset_begins_them_again():
 
     pcgrad.reset()
     assert all(torch.equal(_weigh(pcgrad, J), weights) for weights in first)
+
+
+@given(J=jacobians(), seed=st.integers(0, 1000), data=st.data())
+def test_the_others_project_as_if_tasks_that_are_not_finite_were_not_there(J, seed, data):
+    K, gramian = len(J), J @ J.T
+    order = _pcgrad(seed).draw_order(K, torch.device("cpu"))
+    whole = sorted(data.draw(st.sets(st.integers(0, K - 1), min_size=1)))
+    left = [[whole.index(j) for j in order[i].tolist() if j in whole] for i in whole]
+    expected = torch.zeros(K, K, dtype=torch.float64)
+    index = torch.tensor(whole)
+    sub_order = torch.tensor(left, dtype=torch.int64).view(len(whole), len(whole) - 1)
+    expected[index[:, None], index] = project(gramian[index[:, None], index], sub_order)
+    for task in set(range(K)) - set(whole):
+        value = data.draw(st.sampled_from([float("nan"), float("inf"), -float("inf")]))
+        gramian[task], gramian[:, task] = value, value
+    torch.testing.assert_close(project(gramian, order), expected, rtol=1e-12, atol=0)

@@ -273,3 +273,30 @@ def test_memory_is_asked_for_in_the_name_of_an_option_that_takes_it(values, name
     needs = training.memory_needs(Config(agent=agent, batch_size=10**5))
     assert max(needs, key=needs.get).split()[0] == named
     assert any("value-bins" in option for option in needs) == (values == "categorical")
+
+
+@pytest.mark.parametrize(
+    ("options", "batch_size", "gradients"),
+    [
+        ({}, 128, 10),
+        ({}, 1, 1),  # so few rows are never multiplied out
+        ({"critic_weighting": "uniform", "actor_weighting": "uniform"}, 128, 10),  # watched
+        (
+            {
+                "critic_weighting": "uniform",
+                "actor_weighting": "uniform",
+                "watch_conflicts": False,
+            },
+            128,
+            1,
+        ),
+    ],
+)
+def test_memory_holds_a_gradient_a_task_only_where_one_is_multiplied_out(
+    options, batch_size, gradients
+):
+    agent = SACConfig(critic_width=1000, **options)
+    needs = training.memory_needs(Config(agent=agent, batch_size=batch_size))
+    both = 2 * 4 * 1000 * (1000 + 39 + 4 + 1)
+    least = gradients * both
+    assert 0.95 * least < needs["--critic-width 1000"] < 1.05 * least + both / 2
