@@ -138,7 +138,7 @@ def keep(name: str, command: str, directory: Path) -> None:
     """
     run = json.loads((directory / "config.json").read_text())
     seed = run["config"]["seed"]
-    if f"--seed {seed}" not in command or not name.endswith(f"_seed{seed}"):
+    if f"--seed {seed} " not in f"{command} " or not name.endswith(f"_seed{seed}"):
         raise ValueError(f"{directory} has seed {seed}, other than {name}: {command}")
     (RESULTS / name).parent.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.jsonl").write_bytes((directory / "metrics.jsonl").read_bytes())

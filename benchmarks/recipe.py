@@ -7,8 +7,7 @@
 
 Does balancing help? On four tasks that exploration finds with any seed:
 
-    python benchmarks/recipe.py uniform pcgrad gradnorm balanced-critics balanced-actor default \
-        --study balancing --seeds 1 2 3 4 5
+    python benchmarks/recipe.py --study balancing --seeds 1 2 3 4 5
 
 Every curve is kept as benchmarks/results/STUDY/NAME_seedN.jsonl, beside it the run's configuration
 with the exact command, versions and machine.

@@ -7,33 +7,40 @@ import pytest
 from agents import SACConfig
 from mtrl.errors import UserError
 
+NAN, INFINITY = float("nan"), float("inf")
+
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("name", "values"),
     [
-        ("critic_width", 0),
-        ("actor_depth", -1),
-        ("critic_learning_rate", 0.0),
-        ("critic_learning_rate", float("inf")),
-        ("max_gradient_norm", float("inf")),
-        ("initial_temperature", -0.1),
-        ("initial_temperature", 1e-300),
-        ("initial_temperature", 1e39),
-        ("value_high", 1e300),
-        ("n_steps", 10**12),
-        ("reward_scale", float("nan")),
-        ("discount", 1.01),
-        ("target_rate", 0.0),
-        ("actor_average_rate", 0.0),
-        ("actor_average_rate", 1.5),
-        ("exploration_correlation", -0.1),
-        ("exploration_correlation", 1.0),
-        ("exploration_correlation", float("nan")),
-        ("gradnorm_alpha", -0.5),
-        ("gradnorm_actor_alpha", float("inf")),
+        *[
+            (name, [0, -1])
+            for name in ("critic_width", "critic_depth", "actor_width", "actor_depth")
+        ],
+        ("n_steps", [0, -1, 10**12]),
+        *[
+            (name, [0.0, -1.0, NAN, INFINITY])
+            for name in (
+                *("critic_learning_rate", "actor_learning_rate", "temperature_learning_rate"),
+                *("max_gradient_norm", "reward_scale", "gradnorm_learning_rate"),
+            )
+        ],
+        ("initial_temperature", [0.0, -0.1, -1.0, NAN, 1e-300, 1e39]),
+        *[
+            (name, [-0.1, -0.5, NAN, INFINITY])
+            for name in ("gradnorm_alpha", "gradnorm_actor_alpha")
+        ],
+        ("discount", [-0.1, 1.01, 1.1, NAN]),
+        ("target_rate", [0.0, 1.1]),
+        ("actor_average_rate", [0.0, 1.5]),
+        ("exploration_correlation", [-0.1, 1.0, NAN]),
+        ("value_bins", [1, 0]),
+        ("value_high", [-10.0, -11.0, NAN, INFINITY, 1e300]),
     ],
 )
-def test_options_that_cannot_work_are_named(option, value):
-    flag = option.replace("_", "-")
-    with pytest.raises(UserError, match=f"`--{flag}` must be .*, found {re.escape(str(value))}"):
-        SACConfig(**{option: value})
+def test_options_that_cannot_work_are_named(name, values):
+    flag = name.replace("_", "-")
+    for value in values:
+        found = re.escape(str(value))
+        with pytest.raises(UserError, match=rf"^`--{flag}` must be .*, found {found}\.$"):
+            SACConfig(**{name: value})

@@ -76,13 +76,7 @@ class Recorder:
 
 
 def make_sac(seed=1):
-    config = SACConfig(
-        critic_width=16,
-        critic_depth=2,
-        actor_width=16,
-        actor_depth=2,
-        normalize_rewards=True,
-    )
+    config = SACConfig(critic_width=16, actor_width=16, normalize_rewards=True)
     return SAC(config, num_tasks=K, observation_size=4, action_size=2, seed=seed)
 
 

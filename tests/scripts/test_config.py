@@ -14,62 +14,6 @@ from scripts.config import MAY_DIFFER_ON_RESUME, Config
 from scripts.presets import PRESETS, TOY_AGENT
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        *[
-            (name, [0, -1])
-            for name in (
-                *("total_steps", "envs_per_task", "batch_size", "replay_capacity"),
-                *("eval_every", "eval_envs_per_task", "checkpoint_every", "log_every"),
-            )
-        ],
-        *[(name, [-1]) for name in ("seed", "threads", "warmup_steps")],
-        ("update_ratio", [0.0, -1.0, float("nan"), float("inf")]),
-        ("eval_envs_per_task", [3, 100]),
-        ("batch_size", [100_001]),
-        ("envs_per_task", [100_001]),
-        ("warmup_steps", [10_000_000]),
-        ("resume", [True]),
-    ],
-)
-def test_a_value_that_cannot_work_is_named_with_its_option_and_a_remedy(name, values):
-    for value in values:
-        config = dataclasses.replace(Config(replay_capacity=100_000), **{name: value})
-        flag = name.replace("_", "-")
-        with pytest.raises(UserError, match=rf"^`--{flag}` is {value}: .+\.$") as caught:
-            config.validate()
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        *[
-            (name, [0, -1])
-            for name in ("critic_width", "critic_depth", "actor_width", "actor_depth", "n_steps")
-        ],
-        *[
-            (name, [0.0, -1.0, float("nan")])
-            for name in (
-                *("critic_learning_rate", "actor_learning_rate", "temperature_learning_rate"),
-                *("max_gradient_norm", "initial_temperature", "reward_scale"),
-                "gradnorm_learning_rate",
-            )
-        ],
-        *[(name, [-0.1, float("nan")]) for name in ("gradnorm_alpha", "gradnorm_actor_alpha")],
-        ("discount", [-0.1, 1.1, float("nan")]),
-        ("target_rate", [0.0, 1.1]),
-        ("value_bins", [1, 0]),
-        ("value_high", [-10.0, -11.0, float("nan"), float("inf")]),
-    ],
-)
-def test_an_agent_that_cannot_work_is_refused_likewise(name, values):
-    for value in values:
-        with pytest.raises(UserError, match=rf"^`--{name.replace('_', '-')}` .*{value}"):
-            SACConfig(**{name: value})
-
-
 def test_the_defaults_are_valid():
     Config().validate()
 
