@@ -18,13 +18,16 @@ from mtrl.layers import linear
 class MLP(nn.Module):
     """E networks of one shape, shared by K tasks and told which task they are in.
 
-    The task's one-hot is appended to the inputs. Hidden layers are affine, layer norm (without
+    The task's one-hot is appended to the inputs and, if asked for, so are numbers that are learned
+    for each task, layer-normalised (an embedding as in Nauman et al., "Bigger, Regularized,
+    Categorical", 2025). Hidden layers are affine, layer norm (without
     parameters of its own) if asked for, ReLU. All E networks are stacked in one tensor per layer,
     so a layer is one batched product.
 
     Args:
         sizes: Width of the input (without the one-hot), of each hidden layer and of the output.
         num_tasks: K; 0 for no one-hot.
+        embedding_size: How many numbers are learned for each task; 0 for none.
         generator: Draws the initial weights; its device is where they live.
         members: E.
         layer_norm: Normalise hidden layers before the ReLU.
@@ -41,6 +44,7 @@ class MLP(nn.Module):
         *,
         num_tasks: int,
         generator: torch.Generator,
+        embedding_size: int = 0,
         members: int = 1,
         layer_norm: bool = False,
         residual: bool = False,
@@ -54,10 +58,18 @@ class MLP(nn.Module):
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-            fan_in += num_tasks if layer == 0 else 0
+            fan_in += num_tasks + embedding_size if layer == 0 else 0
             for values, rows in ((self.weights, fan_in), (self.biases, 1)):
                 drawn = _uniform((members, rows, fan_out), fan_in, generator)
                 values.append(nn.Parameter(drawn.to(torch.promote_types(dtype, torch.float32))))
+        self._embeds = embedding_size > 0
+        if self._embeds:
+            # Rows that a one-hot selects, which is a layer without any other input.
+            shape, device = (members, num_tasks, embedding_size), generator.device
+            drawn = torch.randn(shape, generator=generator, device=device)
+            wide = torch.promote_types(dtype, torch.float32)
+            self.embedding = nn.Parameter(drawn.to(wide))
+            self.shift = nn.Parameter(drawn.new_zeros(members, 1, embedding_size, dtype=wide))
         # Looking one up in a `ParameterList` takes longer than adding it to a small layer.
         self._layers = list(zip(self.weights, self.biases, strict=True))
 
@@ -72,6 +84,8 @@ class MLP(nn.Module):
         """
         last = len(self._layers) - 1
         hidden = inputs.expand(len(self._layers[0][0]), -1, -1, -1)
+        if self._embeds:
+            hidden = torch.cat([hidden, self._embedded(hidden, tape)], dim=-1)
         entered = hidden
         for layer in range(last):
             # With residual layers, 1 and 2 make a block, 3 and 4, ...
@@ -83,6 +97,17 @@ class MLP(nn.Module):
             if ends_block:
                 hidden = entered + hidden
         return self._layer(last, hidden, Activation(), tape)
+
+    def _embedded(self, inputs: Tensor, tape: Tape | None) -> Tensor:
+        return linear(
+            inputs[..., :0],
+            self.embedding,
+            self.shift,
+            activation=Activation(norm=True),
+            tape=tape,
+            dtype=self.dtype,
+            one_hot=True,
+        )
 
     def _layer(
         self, layer: int, inputs: Tensor, activation: Activation, tape: Tape | None

@@ -101,6 +101,10 @@ class SAC:
     larger reward comes (Nauman et al., "Bigger, Regularized, Categorical", 2025, divide by
     returns). The critics then have to follow: what they have learned is in the old unit.
 
+    What networks learn first can keep them from learning what comes later. They may go back to
+    where they began, with all that was experienced since to learn from (Nikishin et al., "The
+    Primacy Bias in Deep Reinforcement Learning", 2022, who draw them anew).
+
     Args:
         config: See `SACConfig`.
         num_tasks: K.
@@ -133,7 +137,12 @@ class SAC:
         largest = torch.zeros if config.normalize_rewards else torch.ones
         self.largest_rewards = largest(num_tasks, device=device)
         networks = make_generator(seed, "networks", device)
-        options: dict[str, Any] = {"num_tasks": num_tasks, "generator": networks, "dtype": dtype}
+        options: dict[str, Any] = {
+            "num_tasks": num_tasks,
+            "embedding_size": config.task_embedding,
+            "generator": networks,
+            "dtype": dtype,
+        }
         self.actor = Actor(observation_size, action_size, config, **options)
         inputs = observation_size + action_size
         self.critics = Critics(inputs, config, **options)
@@ -156,6 +165,12 @@ class SAC:
                 (self.averaged_actor, self.actor, config.actor_average_rate),
             )
         ]
+        self._initial: list[list[Tensor]] = []
+        if config.reset_every:
+            self._initial = [
+                [parameter.detach().clone() for parameter in parameters]
+                for _, parameters, _ in self._averages
+            ]
         self._temperature_adam = torch.optim.Adam(
             [self.log_temperatures],
             lr=config.temperature_learning_rate,
@@ -201,6 +216,7 @@ class SAC:
             learning_rate=learning_rate,
             max_norm=self.config.max_gradient_norm,
             watch_conflicts=self.config.watch_conflicts,
+            half_life=self.config.learning_rate_half_life or math.inf,
         )
 
     @torch.no_grad()
@@ -240,6 +256,8 @@ class SAC:
         with torch.no_grad():
             for average, parameters, rate in self._averages:
                 torch._foreach_lerp_(average, parameters, rate)
+            if self.config.reset_every:
+                self._begin_anew_if_due()
         return {
             "train/critic_loss": critic_losses.detach(),
             "train/actor_loss": actor_losses.detach(),
@@ -248,6 +266,21 @@ class SAC:
             **_name_gradient_metrics("critic", critic_metrics),
             **_name_gradient_metrics("actor", actor_metrics),
         }
+
+    def _begin_anew_if_due(self) -> None:
+        """After every so many updates, put actor, critics and their optimizers back to the start.
+
+        Transitions, temperatures and the tasks' weights stay. Whether it is time is left to the
+        device, which can then repeat recorded updates.
+        """
+        due = self.critic_optimizer.steps >= self.config.reset_every
+        optimizers = (self.critic_optimizer, self.actor_optimizer)
+        for (average, _, _), optimizer, initial in zip(
+            self._averages, optimizers, self._initial, strict=True
+        ):
+            optimizer.begin_anew(initial, due)
+            for parameter, value in zip(average, initial, strict=True):
+                parameter.copy_(torch.where(due, value, parameter))
 
     @torch.no_grad()
     def target_values(self, batch: Batch, noise: Float[Tensor, "K B A"]) -> Float[Tensor, "K B"]:

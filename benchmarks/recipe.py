@@ -66,6 +66,9 @@ VARIANTS = {
     "reward-scale-0.02": "--reward-scale 0.02",
     # Whose largest rewards, of 10, count as much as without.
     "normalized-rewards": "--normalize-rewards --reward-scale 1",
+    "embedding-32": "--task-embedding 32",
+    "rate-halves-3000": "--learning-rate-half-life 3000",
+    "reset-4000": "--reset-every 4000",
     "alpha-0.5": "--gradnorm-alpha 0.5 --gradnorm-actor-alpha 0.5",
     "alpha-1.5": "--gradnorm-alpha 1.5 --gradnorm-actor-alpha 1.5",
     "uniform": UNIFORM,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .gradients import Tape, combine, gramian, jacobian
@@ -24,6 +27,7 @@ class MultiTaskOptimizer:
         weighting: How the tasks' gradients are combined.
         learning_rate: Adam's.
         max_norm: Longest gradient that reaches Adam; infinite for no limit.
+        half_life: Steps after which the learning rate has halved; infinite for one that stays.
         epsilon: Adam's.
         watch_conflicts: Find the Gramian, and report on it, even if the weighting does not need it.
     """
@@ -34,13 +38,15 @@ class MultiTaskOptimizer:
         weighting: Weighting,
         *,
         learning_rate: float,
-        max_norm: float = float("inf"),
+        max_norm: float = math.inf,
+        half_life: float = math.inf,
         epsilon: float = 1e-5,
         watch_conflicts: bool = True,
     ) -> None:
         self.module = module
         self.weighting = weighting
         self._max_norm = max_norm
+        self._learning_rate, self._half_life = learning_rate, half_life
         self._finds_gramian = watch_conflicts or weighting.needs_gramian
         self._parameters = dict(module.named_parameters())
         device = next(module.parameters()).device
@@ -99,8 +105,32 @@ class MultiTaskOptimizer:
         # asking the device whether to.
         self._adam.grad_scale = scale.float()  # type: ignore[attr-defined]
         self._adam.found_inf = broken.float()  # type: ignore[attr-defined]
+        if math.isfinite(self._half_life):
+            # On the device, as Adam's own count is, so that recorded updates see it fall.
+            rate = self._learning_rate * torch.exp2(-self.steps / self._half_life)
+            for group in self._adam.param_groups:
+                group["lr"] = rate
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
+
+    @property
+    def steps(self) -> Float[Tensor, ""]:
+        """How many steps Adam has taken, without those that were left out."""
+        steps: Tensor = adam_state(self._adam, next(iter(self._parameters.values())))["step"]
+        return steps
+
+    @torch.no_grad()
+    def begin_anew(self, initial: Sequence[Tensor], due: Bool[Tensor, ""]) -> None:
+        """Where `due`, set the parameters and put Adam back to before its first step.
+
+        Args:
+            initial: What the parameters become, in the module's order.
+            due: Whether to; on the parameters' device, which alone needs to know.
+        """
+        for parameter, value in zip(self._parameters.values(), initial, strict=True):
+            parameter.copy_(torch.where(due, value, parameter))
+            for kept in self._adam.state[parameter].values():
+                kept.masked_fill_(due, 0)
 
     def state_dict(self) -> State:
         """Return Adam's moments and the weighting's state; parameters belong to the module."""

@@ -135,6 +135,29 @@ def _compare_gradients(K, B, E, sizes, layer_norm, shared_inputs, one_hot, *, re
             torch.testing.assert_close(J[name][k], row, rtol=1e-9, atol=1e-10)
 
 
+@settings(max_examples=20)
+@given(K=st.integers(1, 4), B=st.integers(1, 5), E=st.integers(1, 3), size=st.integers(2, 9))
+def test_so_are_those_of_task_embeddings(K, B, E, size):
+    mlp = _mlp([4, 7, 3], seed=K + B, num_tasks=K, members=E, embedding_size=size)
+    mlp.shift.data += torch.randn(mlp.shift.shape, generator=_generator(1), dtype=torch.float64)
+    inputs = torch.randn(1, K, B, 4, generator=_generator(E), dtype=torch.float64)
+    tape = Tape()
+    outputs = mlp(inputs, tape)
+    J = _rows(mlp, torch.stack([_loss(outputs[:, k], k) for k in range(K)]), tape)
+    tasks = torch.eye(K, dtype=torch.float64)
+    for k in range(K):
+        embedding = nn.functional.layer_norm(mlp.embedding[:, k] + mlp.shift[:, 0], [size])
+        entering = [inputs[:, k].expand(E, -1, -1), embedding[:, None].expand(-1, B, -1)]
+        hidden = torch.cat([*entering, tasks[k].expand(E, B, -1)], dim=-1)
+        hidden = (hidden @ mlp.weights[0] + mlp.biases[0]).relu()
+        expected = hidden @ mlp.weights[1] + mlp.biases[1]
+        torch.testing.assert_close(outputs[:, k], expected, rtol=1e-10, atol=1e-10)
+        gradients = torch.autograd.grad(_loss(expected, k), list(mlp.parameters()))
+        for (name, _), gradient in zip(mlp.named_parameters(), gradients, strict=True):
+            torch.testing.assert_close(J[name][k], gradient, rtol=1e-8, atol=1e-9)
+            assert gradient.any() or K * B * size < 20, name
+
+
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_bfloat16_is_close_and_returns_float32(layer_norm):
     def run(dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:

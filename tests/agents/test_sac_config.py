@@ -28,8 +28,9 @@ NAN, INFINITY = float("nan"), float("inf")
         ("initial_temperature", [0.0, -0.1, -1.0, NAN, 1e-300, 1e39]),
         *[
             (name, [-0.1, -0.5, NAN, INFINITY])
-            for name in ("gradnorm_alpha", "gradnorm_actor_alpha")
+            for name in ("gradnorm_alpha", "gradnorm_actor_alpha", "learning_rate_half_life")
         ],
+        *[(name, [-1, -5]) for name in ("task_embedding", "reset_every")],
         ("discount", [-0.1, 1.01, 1.1, NAN]),
         ("target_rate", [0.0, 1.1]),
         ("actor_average_rate", [0.0, 1.5]),

@@ -25,7 +25,14 @@ class Learner:
 
     def __init__(self, device: str) -> None:
         sizes = {"num_tasks": K, "observation_size": O, "action_size": A}
-        config = SACConfig(critic_width=16, actor_width=16, normalize_rewards=True)
+        config = SACConfig(
+            critic_width=16,
+            actor_width=16,
+            normalize_rewards=True,
+            task_embedding=4,
+            learning_rate_half_life=5.0,
+            reset_every=11,
+        )
         self.agent = SAC(config, **sizes, seed=0, device=device)
         self.generator = make_generator(0, "batches", device)
         self.generators = [*self.agent.generators, self.generator]

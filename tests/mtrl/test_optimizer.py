@@ -98,6 +98,48 @@ def test_weighted_steps_are_adams_on_the_weighted_loss(max_norm):
         )
 
 
+def test_learning_rates_halve():
+    optimizer = _optimizer(half_life=7.0)
+    plain = Affine()
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-2, eps=1e-5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.5 ** (step / 7))
+    for step in range(20):
+        assert optimizer.steps == step
+        _step(optimizer, _data(step))
+        adam.zero_grad()
+        _losses(plain(_data(step))).mean().backward()
+        adam.step()
+        schedule.step()
+        expected = dict(plain.named_parameters())
+        actual = dict(optimizer.module.named_parameters())
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_left_out_halve_no_learning_rate():
+    one, other = _optimizer(half_life=2.0), _optimizer(half_life=2.0)
+    for step in range(4):
+        _step(one, _data(step))
+        _step(other, _data(step) * torch.nan)
+        _step(other, _data(step))
+    _assert_identical(one.module.state_dict(), other.module.state_dict())
+
+
+def test_an_optimizer_that_begins_anew_is_as_good_as_new():
+    used, new = _optimizer(half_life=5.0), _optimizer(half_life=5.0)
+    initial = [parameter.detach().clone() for parameter in used.module.parameters()]
+    for step in range(3):
+        _step(used, _data(100 + step))
+    before = _snapshot(used)
+    used.begin_anew(initial, torch.tensor(False))
+    _assert_identical(_snapshot(used), before)
+    used.begin_anew(initial, torch.tensor(True))
+    _assert_identical(_snapshot(used), _snapshot(new))
+    for step in range(3):
+        _step(used, _data(step))
+        _step(new, _data(step))
+    _assert_identical(_snapshot(used), _snapshot(new))
+
+
 def test_weighting_sees_the_losses_or_the_given_rates_and_the_gramian():
     weighting = Fixed(1.0, 1.0, 1.0)
     optimizer = _optimizer(weighting)
