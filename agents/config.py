@@ -28,7 +28,7 @@ class SACConfig:
     actor_depth: int = 2
     """Hidden layers of the actor."""
     task_embedding: int = 0
-    """Numbers learned for each task that enter actor and critics beside the one-hot; 0 for none."""
+    """Size of a learned embedding of each task, beside the one-hot; 0 for none."""
     layer_norm: bool = True
     """Normalise the hidden layers of actor and critics."""
     residual: bool = False
@@ -50,8 +50,8 @@ class SACConfig:
     temperature_learning_rate: float = 3e-4
     """Adam's, for the logarithms of the temperatures."""
     learning_rate_half_life: float = 0.0
-    """Updates after which the critics' and the actor's learning rates have halved, and after as
-    many again have halved once more; 0 for never."""
+    """Updates in which the critics' and the actor's learning rates halve, little by little and over
+    and over; 0 for rates that stay."""
     max_gradient_norm: float = 1.0
     """Longest combined gradient that reaches Adam; 1e9 is as good as no limit."""
     discount: float = 0.99
@@ -76,7 +76,8 @@ class SACConfig:
     """Divide each task's rewards by the largest it has learned from, per step, so that all tasks'
     have one size. `--reward-scale 1` then makes of any what 0.1 makes of Meta-World's, up to 10."""
     reset_every: int = 0
-    """Updates after which actor and critics begin anew, with all transitions kept; 0 for never."""
+    """After every so many updates, put actor, critics and what is averaged of them back to how
+    they began, with transitions, temperatures and the tasks' weights kept; 0 for never."""
     watch_conflicts: bool = True
     """Measure how far the tasks' gradients disagree even if the weighting does not need to know."""
     gradnorm_alpha: float = 0.12
@@ -110,9 +111,18 @@ class SACConfig:
         _require(
             "target_entropy", self.target_entropy, math.isfinite(self.target_entropy), "finite"
         )
-        for name in ("task_embedding", "reset_every"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        for name in ("gradnorm_alpha", "gradnorm_actor_alpha", "learning_rate_half_life"):
+        _require("task_embedding", self.task_embedding, self.task_embedding >= 0, "at least 0")
+        # Adam counts in single precision, which ends there.
+        countable = 0 <= self.reset_every <= 2**24
+        _require("reset_every", self.reset_every, countable, "between 0 and 2^24")
+        half_life = self.learning_rate_half_life
+        _require(
+            "learning_rate_half_life",
+            half_life,
+            half_life == 0 or 1 <= half_life < math.inf,
+            "0, or at least 1 and finite",
+        )
+        for name in ("gradnorm_alpha", "gradnorm_actor_alpha"):
             sensible = 0 <= getattr(self, name) < math.inf
             _require(name, getattr(self, name), sensible, "at least 0 and finite")
         _require("n_steps", self.n_steps, self.n_steps <= 1000, "at most 1000, two episodes")

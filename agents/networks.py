@@ -18,16 +18,16 @@ from mtrl.layers import linear
 class MLP(nn.Module):
     """E networks of one shape, shared by K tasks and told which task they are in.
 
-    The task's one-hot is appended to the inputs and, if asked for, so are numbers that are learned
-    for each task, layer-normalised (an embedding as in Nauman et al., "Bigger, Regularized,
-    Categorical", 2025). Hidden layers are affine, layer norm (without
-    parameters of its own) if asked for, ReLU. All E networks are stacked in one tensor per layer,
-    so a layer is one batched product.
+    The task's one-hot is appended to the inputs and, if asked for, an embedding of the task, which
+    each network learns for itself. Hidden layers are affine, layer norm (without parameters of its
+    own) if asked for, ReLU. All E networks are stacked in one tensor per layer, so a layer is one
+    batched product.
 
     Args:
-        sizes: Width of the input (without the one-hot), of each hidden layer and of the output.
-        num_tasks: K; 0 for no one-hot.
-        embedding_size: How many numbers are learned for each task; 0 for none.
+        sizes: Width of the input (without what stands for the task), of each hidden layer and of
+            the output.
+        num_tasks: K; 0 for nothing that stands for the task.
+        embedding_size: How many numbers are learned for each task beside the one-hot.
         generator: Draws the initial weights; its device is where they live.
         members: E.
         layer_norm: Normalise hidden layers before the ReLU.
@@ -36,6 +36,9 @@ class MLP(nn.Module):
             2024, https://arxiv.org/abs/2405.16158). The number of hidden layers is then odd.
         dtype: What matrix products are computed in. Parameters and results are float32, or
             float64 if this is.
+
+    Raises:
+        ValueError: An embedding of no tasks.
     """
 
     def __init__(
@@ -55,21 +58,23 @@ class MLP(nn.Module):
         self.residual = residual
         self.dtype = dtype
         self._one_hot = num_tasks > 0
+        if embedding_size and not num_tasks:
+            raise ValueError(f"no tasks to learn {embedding_size} numbers for: `num_tasks` is 0.")
+        wide = torch.promote_types(dtype, torch.float32)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             fan_in += num_tasks + embedding_size if layer == 0 else 0
             for values, rows in ((self.weights, fan_in), (self.biases, 1)):
                 drawn = _uniform((members, rows, fan_out), fan_in, generator)
-                values.append(nn.Parameter(drawn.to(torch.promote_types(dtype, torch.float32))))
+                values.append(nn.Parameter(drawn.to(wide)))
         self._embeds = embedding_size > 0
         if self._embeds:
-            # Rows that a one-hot selects, which is a layer without any other input.
-            shape, device = (members, num_tasks, embedding_size), generator.device
-            drawn = torch.randn(shape, generator=generator, device=device)
-            wide = torch.promote_types(dtype, torch.float32)
+            # About as long as a one-hot.
+            shape, scale = (members, num_tasks, embedding_size), embedding_size**-0.5
+            drawn = torch.randn(shape, generator=generator, device=generator.device).mul_(scale)
             self.embedding = nn.Parameter(drawn.to(wide))
-            self.shift = nn.Parameter(drawn.new_zeros(members, 1, embedding_size, dtype=wide))
+            self.embedding_bias = nn.Parameter(torch.zeros_like(self.embedding[:, :1]))
         # Looking one up in a `ParameterList` takes longer than adding it to a small layer.
         self._layers = list(zip(self.weights, self.biases, strict=True))
 
@@ -79,7 +84,7 @@ class MLP(nn.Module):
         """Map inputs, one set for all networks or one each, to the networks' outputs.
 
         Args:
-            inputs: Without the one-hot.
+            inputs: Without what stands for the task.
             tape: Remembers the layers, to differentiate with respect to the parameters.
         """
         last = len(self._layers) - 1
@@ -99,11 +104,11 @@ class MLP(nn.Module):
         return self._layer(last, hidden, Activation(), tape)
 
     def _embedded(self, inputs: Tensor, tape: Tape | None) -> Tensor:
+        # A layer without inputs but the one-hot, which selects the task's row.
         return linear(
-            inputs[..., :0],
+            inputs.detach()[..., :0],
             self.embedding,
-            self.shift,
-            activation=Activation(norm=True),
+            self.embedding_bias,
             tape=tape,
             dtype=self.dtype,
             one_hot=True,

@@ -152,6 +152,12 @@ class SAC:
         self.averaged_actor = Actor(observation_size, action_size, config, **options)
         self.averaged_actor.load_state_dict(self.actor.state_dict())
         self.averaged_actor.requires_grad_(False)
+        # Where networks go back to; what follows them began as their copies.
+        self._initial: dict[str, dict[str, Tensor]] = {
+            name: {key: value.detach().clone() for key, value in module.named_parameters()}
+            for name, module in (("critics", self.critics), ("actor", self.actor))
+            if config.reset_every
+        }
         self.log_temperatures = (
             torch.full((num_tasks,), config.initial_temperature, device=device)
             .log_()
@@ -165,12 +171,6 @@ class SAC:
                 (self.averaged_actor, self.actor, config.actor_average_rate),
             )
         ]
-        self._initial: list[list[Tensor]] = []
-        if config.reset_every:
-            self._initial = [
-                [parameter.detach().clone() for parameter in parameters]
-                for _, parameters, _ in self._averages
-            ]
         self._temperature_adam = torch.optim.Adam(
             [self.log_temperatures],
             lr=config.temperature_learning_rate,
@@ -240,6 +240,8 @@ class SAC:
         Returns:
             Detached metrics by their logged name, ``(K,)`` per task or ``()``.
         """
+        if self.config.reset_every:
+            self._reset_if_due()
         if self.config.normalize_rewards:
             self._look_at_rewards(batch)
         targets = self.target_values(batch, self._noise(batch.actions))
@@ -256,8 +258,6 @@ class SAC:
         with torch.no_grad():
             for average, parameters, rate in self._averages:
                 torch._foreach_lerp_(average, parameters, rate)
-            if self.config.reset_every:
-                self._begin_anew_if_due()
         return {
             "train/critic_loss": critic_losses.detach(),
             "train/actor_loss": actor_losses.detach(),
@@ -267,20 +267,21 @@ class SAC:
             **_name_gradient_metrics("actor", actor_metrics),
         }
 
-    def _begin_anew_if_due(self) -> None:
-        """After every so many updates, put actor, critics and their optimizers back to the start.
+    @torch.no_grad()
+    def _reset_if_due(self) -> None:
+        """After every so many updates, put networks and optimizers back to how they began.
 
-        Transitions, temperatures and the tasks' weights stay. Whether it is time is left to the
-        device, which can then repeat recorded updates.
+        Before an update, not after one, so that what is evaluated or saved has learned. Whether it
+        is time is left to the device, which can then repeat recorded updates.
         """
         due = self.critic_optimizer.steps >= self.config.reset_every
-        optimizers = (self.critic_optimizer, self.actor_optimizer)
-        for (average, _, _), optimizer, initial in zip(
-            self._averages, optimizers, self._initial, strict=True
+        for name, optimizer, average in (
+            ("critics", self.critic_optimizer, self.target_critics),
+            ("actor", self.actor_optimizer, self.averaged_actor),
         ):
-            optimizer.begin_anew(initial, due)
-            for parameter, value in zip(average, initial, strict=True):
-                parameter.copy_(torch.where(due, value, parameter))
+            optimizer.reset(self._initial[name], due)
+            for key, parameter in average.named_parameters():
+                parameter.copy_(torch.where(due, self._initial[name][key], parameter))
 
     @torch.no_grad()
     def target_values(self, batch: Batch, noise: Float[Tensor, "K B A"]) -> Float[Tensor, "K B"]:
@@ -375,6 +376,11 @@ class SAC:
         }
         if self.config.normalize_rewards:  # a run from before there was this option has none
             state["largest_rewards"] = self.largest_rewards.clone()
+        if self.config.reset_every:
+            state["initial"] = {
+                name: {key: value.clone() for key, value in parameters.items()}
+                for name, parameters in self._initial.items()
+            }
         return state
 
     def load_state_dict(self, state: State) -> None:
@@ -401,6 +407,9 @@ class SAC:
         restore_generator(self._noise_generator, state["noise_generator"])
         if self.config.normalize_rewards:
             self.largest_rewards.copy_(state["largest_rewards"])
+        for name, parameters in self._initial.items():
+            for key, value in parameters.items():
+                value.copy_(state["initial"][name][key])
         noise = state["exploration_noise"]
         self._exploration_noise = noise.to(self._exploration_noise.device, copy=True)
 

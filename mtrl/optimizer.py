@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,7 +27,8 @@ class MultiTaskOptimizer:
         weighting: How the tasks' gradients are combined.
         learning_rate: Adam's.
         max_norm: Longest gradient that reaches Adam; infinite for no limit.
-        half_life: Steps after which the learning rate has halved; infinite for one that stays.
+        half_life: Steps, counted as in `steps`, in which the learning rate halves, little by
+            little; infinite for one that stays.
         epsilon: Adam's.
         watch_conflicts: Find the Gramian, and report on it, even if the weighting does not need it.
     """
@@ -115,20 +116,20 @@ class MultiTaskOptimizer:
 
     @property
     def steps(self) -> Float[Tensor, ""]:
-        """How many steps Adam has taken, without those that were left out."""
+        """How many steps Adam has taken since the last reset, without those that were left out."""
         steps: Tensor = adam_state(self._adam, next(iter(self._parameters.values())))["step"]
         return steps
 
     @torch.no_grad()
-    def begin_anew(self, initial: Sequence[Tensor], due: Bool[Tensor, ""]) -> None:
+    def reset(self, initial: Mapping[str, Tensor], due: Bool[Tensor, ""]) -> None:
         """Where `due`, set the parameters and put Adam back to before its first step.
 
         Args:
-            initial: What the parameters become, in the module's order.
+            initial: What the parameters become, by name.
             due: Whether to; on the parameters' device, which alone needs to know.
         """
-        for parameter, value in zip(self._parameters.values(), initial, strict=True):
-            parameter.copy_(torch.where(due, value, parameter))
+        for name, parameter in self._parameters.items():
+            parameter.copy_(torch.where(due, initial[name], parameter))
             for kept in self._adam.state[parameter].values():
                 kept.masked_fill_(due, 0)
 

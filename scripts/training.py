@@ -224,22 +224,21 @@ def memory_needs(config: Config) -> dict[str, int]:
     K = len(envs.task_names(config.benchmark))
     observation_size, action_size = envs.space_sizes(config.benchmark)
     agent = config.agent
-    sizes = ["critic_width", "critic_depth", "actor_width", "actor_depth"]
+    sizes = ["critic_width", "critic_depth", "actor_width", "actor_depth", "task_embedding"]
     outputs = 1
     if agent.critic_values == "categorical":
         sizes.append("value_bins")
         outputs = agent.value_bins
     # What the backward pass needs of the forward pass: each layer's output, of both critics.
     activations = 2 * (agent.critic_width * agent.critic_depth + outputs)
-    activations += agent.actor_width * agent.actor_depth
+    activations += agent.actor_width * agent.actor_depth + 3 * agent.task_embedding
+    inputs = observation_size + agent.task_embedding
     # Gradients of hidden layers and outputs, of both critics or of the actor.
     critics = (
-        2
-        * agent.critic_width
-        * (observation_size + agent.critic_width * (agent.critic_depth - 1) + outputs)
+        2 * agent.critic_width * (inputs + agent.critic_width * (agent.critic_depth - 1) + outputs)
     )
     actor = agent.actor_width * (
-        observation_size + agent.actor_width * (agent.actor_depth - 1) + 2 * action_size
+        inputs + agent.actor_width * (agent.actor_depth - 1) + 2 * action_size
     )
     needs: Counter[str] = Counter()
     needs[_most_unusual(config, "replay_capacity")] += Replay.bytes_needed(
@@ -265,7 +264,7 @@ def _gradients(config: Config, K: int, width: int, weighting: str) -> int:
 def _most_unusual(config: Config, *names: str) -> str:
     """Return the option, with its value, that is the most times what it is by default."""
     given, usual = ({**vars(one.agent), **vars(one)} for one in (config, Config()))
-    name = max(names, key=lambda name: given[name] / usual[name])
+    name = max(names, key=lambda name: given[name] / max(usual[name], 1))
     return f"--{name.replace('_', '-')} {given[name]}"
 
 

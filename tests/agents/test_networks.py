@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from agents.networks import MLP
-from mtrl.gradients import Tape, jacobian, rows
+from mtrl.gradients import Jacobian, Tape, combine, gramian, jacobian, rows
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -136,32 +136,69 @@ def _compare_gradients(K, B, E, sizes, layer_norm, shared_inputs, one_hot, *, re
 
 
 @settings(max_examples=20)
-@given(K=st.integers(1, 4), B=st.integers(1, 5), E=st.integers(1, 3), size=st.integers(2, 9))
+@given(K=st.integers(1, 4), B=st.integers(1, 5), E=st.integers(1, 3), size=st.integers(1, 9))
 def test_so_are_those_of_task_embeddings(K, B, E, size):
     mlp = _mlp([4, 7, 3], seed=K + B, num_tasks=K, members=E, embedding_size=size)
-    mlp.shift.data += torch.randn(mlp.shift.shape, generator=_generator(1), dtype=torch.float64)
+    bias = mlp.embedding_bias
+    bias.data = torch.randn(bias.shape, generator=_generator(1), dtype=torch.float64)
     inputs = torch.randn(1, K, B, 4, generator=_generator(E), dtype=torch.float64)
     tape = Tape()
     outputs = mlp(inputs, tape)
-    J = _rows(mlp, torch.stack([_loss(outputs[:, k], k) for k in range(K)]), tape)
+    layers = jacobian(torch.stack([_loss(outputs[:, k], k) for k in range(K)]), tape)
+    J = rows(layers)
     tasks = torch.eye(K, dtype=torch.float64)
+    expected_rows = []
     for k in range(K):
-        embedding = nn.functional.layer_norm(mlp.embedding[:, k] + mlp.shift[:, 0], [size])
+        embedding = mlp.embedding[:, k] + bias[:, 0]
         entering = [inputs[:, k].expand(E, -1, -1), embedding[:, None].expand(-1, B, -1)]
         hidden = torch.cat([*entering, tasks[k].expand(E, B, -1)], dim=-1)
         hidden = (hidden @ mlp.weights[0] + mlp.biases[0]).relu()
         expected = hidden @ mlp.weights[1] + mlp.biases[1]
         torch.testing.assert_close(outputs[:, k], expected, rtol=1e-10, atol=1e-10)
         gradients = torch.autograd.grad(_loss(expected, k), list(mlp.parameters()))
-        for (name, _), gradient in zip(mlp.named_parameters(), gradients, strict=True):
-            torch.testing.assert_close(J[name][k], gradient, rtol=1e-8, atol=1e-9)
-            assert gradient.any() or K * B * size < 20, name
+        for parameter, gradient in zip(mlp.parameters(), gradients, strict=True):
+            torch.testing.assert_close(J[parameter][k], gradient, rtol=1e-8, atol=1e-9)
+        expected_rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    flat = torch.stack(expected_rows)
+    torch.testing.assert_close(gramian(layers), flat @ flat.T, rtol=1e-8, atol=1e-9)
+    weights = torch.arange(1.0, K + 1, dtype=torch.float64)
+    for combined in (combine(weights, layers), combine(weights, _jacobian_again(mlp, inputs))):
+        found = torch.cat([combined[parameter].flatten() for parameter in mlp.parameters()])
+        torch.testing.assert_close(found, weights @ flat, rtol=1e-8, atol=1e-9)
 
 
+def _jacobian_again(mlp: MLP, inputs: Tensor) -> Jacobian:
+    """A Jacobian of which nothing was written out."""
+    tape = Tape()
+    outputs = mlp(inputs, tape)
+    losses = [_loss(outputs[:, k], k) for k in range(outputs.shape[1])]
+    return jacobian(torch.stack(losses), tape)
+
+
+def test_tasks_are_told_apart_by_their_embeddings_alone():
+    mlp = _mlp([4, 7, 3], num_tasks=2, embedding_size=1)
+    mlp.weights[0].data[:, 5:] = 0  # what the one-hot selects
+    one, other = mlp(torch.ones(1, 2, 1, 4, dtype=torch.float64))[0, :, 0]
+    assert not torch.allclose(one, other)
+
+
+def test_an_embedding_of_no_tasks_is_refused():
+    with pytest.raises(ValueError, match="no tasks to learn 5 numbers for"):
+        _mlp([4, 7, 3], num_tasks=0, embedding_size=5)
+
+
+@pytest.mark.parametrize("embedding_size", [0, 5])
 @pytest.mark.parametrize("layer_norm", [False, True])
-def test_bfloat16_is_close_and_returns_float32(layer_norm):
+def test_bfloat16_is_close_and_returns_float32(layer_norm, embedding_size):
     def run(dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
-        mlp = _mlp([20, 64, 64, 3], members=2, layer_norm=layer_norm, dtype=dtype)
+        mlp = _mlp(
+            [20, 64, 64, 3],
+            num_tasks=4,
+            members=2,
+            embedding_size=embedding_size,
+            layer_norm=layer_norm,
+            dtype=dtype,
+        )
         tape = Tape()
         inputs = torch.randn(1, 4, 64, 20, generator=_generator(1))
         outputs = mlp(inputs, tape)

@@ -28,9 +28,11 @@ NAN, INFINITY = float("nan"), float("inf")
         ("initial_temperature", [0.0, -0.1, -1.0, NAN, 1e-300, 1e39]),
         *[
             (name, [-0.1, -0.5, NAN, INFINITY])
-            for name in ("gradnorm_alpha", "gradnorm_actor_alpha", "learning_rate_half_life")
+            for name in ("gradnorm_alpha", "gradnorm_actor_alpha")
         ],
-        *[(name, [-1, -5]) for name in ("task_embedding", "reset_every")],
+        ("task_embedding", [-1, -5]),
+        ("reset_every", [-1, 2**24 + 1, 10**30]),
+        ("learning_rate_half_life", [-1.0, 0.5, 1e-300, NAN, INFINITY]),
         ("discount", [-0.1, 1.01, 1.1, NAN]),
         ("target_rate", [0.0, 1.1]),
         ("actor_average_rate", [0.0, 1.5]),

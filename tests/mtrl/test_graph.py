@@ -23,7 +23,7 @@ needs_cuda = pytest.mark.skipif(
 class Learner:
     """A SAC agent and the batches it learns from, drawn afresh each time."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, reset_every: int = 0) -> None:
         sizes = {"num_tasks": K, "observation_size": O, "action_size": A}
         config = SACConfig(
             critic_width=16,
@@ -31,7 +31,7 @@ class Learner:
             normalize_rewards=True,
             task_embedding=4,
             learning_rate_half_life=5.0,
-            reset_every=11,
+            reset_every=reset_every,
         )
         self.agent = SAC(config, **sizes, seed=0, device=device)
         self.generator = make_generator(0, "batches", device)
@@ -51,8 +51,8 @@ class Learner:
         )
 
 
-def _compare(device: str, calls: int, **tolerance: float) -> None:
-    together, one_by_one = Learner(device), Learner(device)
+def _compare(device: str, calls: int, reset_every: int, **tolerance: float) -> None:
+    together, one_by_one = (Learner(device, reset_every) for _ in range(2))
     updates = Updates(together.update, at_once=4, generators=together.generators, device=device)
     for count in (4, 1, 9, 3, 8, 4)[:calls]:
         metrics = updates(count)
@@ -67,13 +67,15 @@ def _compare(device: str, calls: int, **tolerance: float) -> None:
     )
 
 
-def test_a_call_takes_its_updates_in_order():
-    _compare("cpu", calls=4, rtol=0, atol=0)
+@pytest.mark.parametrize("reset_every", [0, 11])
+def test_a_call_takes_its_updates_in_order(reset_every):
+    _compare("cpu", calls=4, reset_every=reset_every, rtol=0, atol=0)
 
 
 @needs_cuda
-def test_a_captured_graph_repeats_the_eager_update():
-    _compare("cuda", calls=6, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("reset_every", [0, 11])
+def test_a_captured_graph_repeats_the_eager_update(reset_every):
+    _compare("cuda", calls=6, reset_every=reset_every, rtol=1e-4, atol=1e-5)
 
 
 @needs_cuda

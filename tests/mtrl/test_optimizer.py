@@ -124,15 +124,15 @@ def test_steps_left_out_halve_no_learning_rate():
     _assert_identical(one.module.state_dict(), other.module.state_dict())
 
 
-def test_an_optimizer_that_begins_anew_is_as_good_as_new():
+def test_an_optimizer_that_was_reset_is_as_good_as_new():
     used, new = _optimizer(half_life=5.0), _optimizer(half_life=5.0)
-    initial = [parameter.detach().clone() for parameter in used.module.parameters()]
+    initial = {name: value.detach().clone() for name, value in used.module.named_parameters()}
     for step in range(3):
         _step(used, _data(100 + step))
     before = _snapshot(used)
-    used.begin_anew(initial, torch.tensor(False))
+    used.reset(initial, torch.tensor(False))
     _assert_identical(_snapshot(used), before)
-    used.begin_anew(initial, torch.tensor(True))
+    used.reset(initial, torch.tensor(True))
     _assert_identical(_snapshot(used), _snapshot(new))
     for step in range(3):
         _step(used, _data(step))

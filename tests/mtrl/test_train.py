@@ -76,7 +76,14 @@ class Recorder:
 
 
 def make_sac(seed=1):
-    config = SACConfig(critic_width=16, actor_width=16, normalize_rewards=True)
+    config = SACConfig(
+        critic_width=16,
+        actor_width=16,
+        normalize_rewards=True,
+        task_embedding=4,
+        learning_rate_half_life=100.0,
+        reset_every=7,
+    )
     return SAC(config, num_tasks=K, observation_size=4, action_size=2, seed=seed)
 
 

@@ -206,7 +206,9 @@ def test_a_run_from_before_an_option_was_added_goes_on(
     run, finished, edit_config, edit_newest, read_metrics, assert_gapless, again
 ):
     def forget(options):
-        del options["preset"], options["agent"]["n_steps"], options["agent"]["normalize_rewards"]
+        del options["preset"]
+        for name in ("n_steps", "normalize_rewards", "task_embedding", "reset_every"):
+            del options["agent"][name]
 
     path, _ = finished
     edit_newest(lambda state: forget(state["settings"]))
