@@ -49,6 +49,7 @@ def step_chunks(
 def step_rows(
     first: int,
     end: int,
+    resting: NDArray[np.bool_],
     rigs: Any,
     live: Any,
     goal_body_pos: NDArray[np.float64],
@@ -64,6 +65,7 @@ def step_rows(
     Args:
         first: First row.
         end: One past the last row.
+        resting: (E,) which are left as they are.
         rigs: (E,) records of `RIG_DTYPE`.
         live: Records of `LIVE_DTYPE`, those of one environment in a row.
         goal_body_pos: (E, *) the model's body positions under each environment's goal.
@@ -76,6 +78,9 @@ def step_rows(
         diverged: (E,) receives whether MuJoCo gave up on the simulation and reset it.
     """
     for row in range(first, end):
+        if resting[row]:
+            diverged[row] = False
+            continue
         rig = rigs[row]
         _write(rig.body_pos, goal_body_pos[row], rig.num_body_pos)
         _write(rig.site_pos, goal_site_pos[row], rig.num_site_pos)

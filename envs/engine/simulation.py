@@ -93,7 +93,6 @@ class Simulation:
             self.observations,
             self.diverged,
         )
-        self._begun = self._chunks
         self._finished = np.zeros(len(self._chunks), np.bool_)
         self._models = self._share_models()
 
@@ -118,8 +117,7 @@ class Simulation:
         """Begin a step with `actions`.
 
         Args:
-            resting: Rows (K*N,) that need not be stepped. Those between others of their chunk are,
-                all the same: a chunk's rows share a model, so one thread takes them in one go.
+            resting: Rows (K*N,) that are not stepped.
 
         Returns:
             What steps the rows; several threads may run it at once and share the work. It knows its
@@ -127,16 +125,16 @@ class Simulation:
         """
         next_chunk = np.zeros(1, np.int64)
         chunks = self._chunks
-        if resting is not None and resting.any():
-            chunks = _without_ends(chunks, resting)
-        self._begun = chunks
+        left_out = np.zeros(len(self.diverged), np.bool_)
+        if resting is not None:
+            left_out[:] = resting
         self._finished = finished = np.zeros(len(chunks), np.bool_)
 
         def step_all() -> None:
             failure = None
             for _ in range(len(chunks) + 1):  # a chunk that raises does not stop the others
                 try:
-                    step_chunks(chunks, next_chunk.ctypes.data, finished, *self._buffers)
+                    step_chunks(chunks, next_chunk.ctypes.data, finished, left_out, *self._buffers)
                     break
                 except Exception as error:
                     failure = error
@@ -148,11 +146,11 @@ class Simulation:
     def unfinished_rows(self) -> list[int]:
         """Return the rows that have not been stepped since `begin`."""
         missing = np.flatnonzero(~self._finished)
-        return [row for chunk in missing for row in range(*self._begun[chunk])]
+        return [row for chunk in missing for row in range(*self._chunks[chunk])]
 
     def step_rows(self, first: int, end: int) -> None:
         """Step the rows `first` to `end - 1` with `actions`."""
-        step_rows(first, end, *self._buffers)
+        step_rows(first, end, np.zeros(len(self.diverged), np.bool_), *self._buffers)
 
     def model_of(self, row: int) -> mujoco.MjModel:
         """Return the model that a row is stepped with, its positions set to the row's goal."""
@@ -238,16 +236,6 @@ class Simulation:
                 models.append(own[index])
                 set_model(self._rigs[row], own[index])
         return models
-
-
-def _without_ends(chunks: NDArray[np.int64], resting: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Cut (C, 2) chunks down to what is between their first and last row that does not rest."""
-    kept = []
-    for first, end in chunks.tolist():
-        moving = np.flatnonzero(~resting[first:end])
-        if moving.size:
-            kept.append((first + moving[0], first + moving[-1] + 1))
-    return np.array(kept, np.int64).reshape(-1, 2)
 
 
 def split_rows(num_tasks: int, envs_per_task: int, num_threads: int) -> list[tuple[int, int]]:

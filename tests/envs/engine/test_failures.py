@@ -252,20 +252,20 @@ def test_a_simulation_that_fails_again_and_again_ends_the_training(make, monkeyp
 
 
 def test_a_row_at_rest_that_fails_does_so_once(make, monkeypatch):
-    """It is stepped along with the rows around it, and no reset of its own would ever heal it."""
+    """It shares a chunk with the rows around it, and has no episode that could be lost."""
     made = make(envs_per_task=3, num_threads=1, goals="once")
     step_chunks = simulation.step_chunks
     made.reset()
-    limit = made._simulation.data[1].time + 4.5 * STEP_TIME
+    limit = made._simulation.data[0].time + 4.5 * STEP_TIME
 
-    def fail_where_row_1_is_late(chunks, next_chunk, *arguments):
+    def fail_where_row_0_is_late(chunks, next_chunk, *arguments):
         its_turn = fetch_add(next_chunk, 0) == 0
-        if its_turn and made._simulation.data[1].time > limit:
+        if its_turn and made._simulation.data[0].time > limit:
             fetch_add(next_chunk, 1)
             raise ZeroDivisionError("in a chunk")
         step_chunks(chunks, next_chunk, *arguments)
 
-    monkeypatch.setattr(simulation, "step_chunks", fail_where_row_1_is_late)
+    monkeypatch.setattr(simulation, "step_chunks", fail_where_row_0_is_late)
     made._resting[1] = True  # as if its episodes had been short
     lost = []
     for _ in range(9):
