@@ -4,7 +4,8 @@
 
 Each run's newest agent is evaluated as in training, by all cores, and the training between two such
 evaluations is timed as updates and steps a second, with a replay filled by random numbers. Threads
-are the default ones, whatever the run had. The better the agent, the sooner its episodes end.
+and steps between evaluations are the default ones, whatever the run had. The better an agent, the
+sooner its episodes end.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console(width=140).print(table)
-    runs = " ".join(map(str, options.runs))
+    runs = " ".join(f"runs/{path.name}" for path in options.runs)
     result = {
         "command": f"python benchmarks/evaluating.py {runs} --evaluations {options.evaluations}",
         "rows": rows,
@@ -81,14 +82,15 @@ def measure(path: Path, options: Options) -> dict[str, object]:
         set_threads(learning)
         after = seconds_per_step(trainer, options.steps)
         environments = trainer.envs.num_tasks * trainer.envs.envs_per_task
-    interval = config.eval_every / environments * (before + after) / 2
+    default = Config.for_benchmark(config.benchmark, config.total_steps).eval_every
+    interval = default / environments * (before + after) / 2
     one = statistics.median(seconds)
     return {
         "run": path.name,
         "success": round(success, 2),
         "seconds of an evaluation (median)": round(one, 1),
         "all": " ".join(f"{value:.1f}" for value in seconds),
-        "steps between two": config.eval_every,
+        "steps between two": default,
         "seconds between two": round(interval, 1),
         "share of training time": round(one / (one + interval), 4),
     }

@@ -76,7 +76,7 @@ class Config:
     """What simulates Meta-World: the compiled engine, or the official classes it is equal to."""
     reward_version: Literal["v1", "v2"] = "v2"
     """Meta-World's reward functions."""
-    eval_every: int = 300_000
+    eval_every: int = 375_000
     """Steps between evaluations, each of which plays all 50 goals of every task once."""
     eval_envs_per_task: int = 25
     """Environments of each task in an evaluation; must divide 50. Few are better with the official
@@ -118,7 +118,8 @@ class Config:
             preset=preset,
             total_steps=total_steps,
             warmup_steps=min(total_steps // 50, 8_000 * len(names)),
-            eval_every=max(1, total_steps // 10),
+            # Each takes ten seconds and more; see `benchmarks/evaluating.py`.
+            eval_every=max(1, total_steps // 8),
             checkpoint_every=max(1, total_steps // 10),
             log_every=max(1, total_steps // 100),
             agent=SACConfig(**{**chosen.agent, **(TOY_AGENT if toy else {})}),
