@@ -1,0 +1,78 @@
+"""What each preset costs on this machine: steps and updates a second, and hours for its budget.
+
+    python benchmarks/presets.py                     # for MT10
+    python benchmarks/presets.py --benchmark MT50
+
+Each preset's training is timed beyond its warm-up, with the default threads and a replay filled by
+random numbers. Evaluations and checkpoints are left out.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from default_training import mid_run, seconds_per_step
+from rich.console import Console
+from rich.table import Table
+
+from mtrl.device import share_cores
+from mtrl.files import write_json_atomic
+from mtrl.provenance import library_versions, machine
+from scripts.config import Config
+from scripts.presets import PresetName
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which training to time."""
+
+    benchmark: str = "MT10"
+    """MT10, MT25, MT50 or toy."""
+    updates: int = 60
+    """About so many are timed for each preset."""
+
+
+def main() -> None:
+    """Measure and report."""
+    options = tyro.cli(Options)
+    rows = [measure(preset, options) for preset in typing.get_args(PresetName)]
+    table = Table(title=f"{options.benchmark}: presets")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "preset" else "right")
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
+    Console(width=120).print(table)
+    result = {
+        "command": f"python benchmarks/presets.py --benchmark {options.benchmark}",
+        "rows": rows,
+        "versions": library_versions(),
+        "machine": machine(),
+    }
+    write_json_atomic(RESULTS / f"presets_{options.benchmark}.json", result)
+
+
+def measure(preset: PresetName, options: Options) -> dict[str, object]:
+    """Time one preset's training."""
+    config = Config.for_benchmark((options.benchmark,), preset=preset)
+    learning, simulating = share_cores(0, 0, overlap=config.overlap)
+    with mid_run(config, learning, simulating) as trainer:
+        environments = trainer.envs.num_tasks * trainer.envs.envs_per_task
+        updates_a_step = config.envs_per_task * config.update_ratio
+        seconds_per_step(trainer, 2)
+        one = seconds_per_step(trainer, max(2, round(options.updates / updates_a_step)))
+    return {
+        "preset": preset,
+        "steps in all": config.total_steps,
+        "steps/s": round(environments / one),
+        "updates/s": round(updates_a_step / one, 1),
+        "hours": round(config.total_steps / environments * one / 3600, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
