@@ -18,11 +18,12 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from learning import RESULTS, SUCCESS, TRAIN, keep, train
+from learning import RESULTS, SUCCESS, TRAIN, Line, keep, train
 from rich.console import Console
 from rich.table import Table
 
 from mtrl.logging import read_metrics
+from mtrl.statistics import bootstrap_interval, iqm
 
 COMMON = (
     "--envs-per-task 16 --update-ratio 0.125 --threads 1 --simulation-threads 1 --wandb disabled"
@@ -140,9 +141,9 @@ def run(name: str, arguments: str, seed: int) -> None:
 
 def report(folder: Path) -> None:
     """Print what the kept curves reached, and when."""
-    table = Table(title=f"{folder.name}: mean success on four tasks of MT10")
-    columns = ("variant", "seeds", "at the end", "over all evaluations", "updates", "minutes")
-    for column in columns:
+    table = Table(title=f"{folder.name}: success on four tasks of MT10")
+    columns = ("variant", "IQM", "95%", "mean at the end, by seed", "of all evaluations", "updates")
+    for column in (*columns, "minutes"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     names = {path.stem.rpartition("_seed")[0] for path in folder.glob("*_seed*.jsonl")}
     for name in sorted(names, key=[*VARIANTS, *sorted(names)].index):
@@ -150,17 +151,28 @@ def report(folder: Path) -> None:
             [row for row in read_metrics(path) if SUCCESS in row]
             for path in sorted(folder.glob(f"{name}_seed*.jsonl"))
         ]
+        ends = np.array([by_task(curve[-1]) for curve in curves])
+        generator = np.random.default_rng(0)
+        interval = bootstrap_interval(iqm, ends, generator=generator)
         last = [curve[-1][SUCCESS] or 0.0 for curve in curves]
-        mean = [float(np.mean([row[SUCCESS] or 0.0 for row in curve])) for curve in curves]
+        means = [np.mean([row[SUCCESS] or 0.0 for row in curve]) for curve in curves]
         updates = {f"{curve[-1]['progress/updates']:,}" for curve in curves}
         minutes = np.mean([(curve[-1]["time/seconds"] or 0.0) / 60 for curve in curves])
-        cells = (_spread(last), _spread(mean), ", ".join(updates), f"{minutes:.1f}")
-        table.add_row(name, str(len(curves)), *cells)
+        table.add_row(
+            name,
+            f"{iqm(ends):.2f}",
+            "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
+            f"{np.mean(last):.2f}  ({' '.join(f'{end:.2f}' for end in last)})",
+            f"{np.mean(means):.2f}",
+            ", ".join(sorted(updates)),
+            f"{minutes:.1f}",
+        )
     Console(width=120).print(table)
 
 
-def _spread(values: list[float]) -> str:
-    return f"{np.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
+def by_task(row: Line) -> list[float]:
+    """Return each task's success."""
+    return [rate or 0.0 for name, rate in row.items() if name.startswith(f"{SUCCESS}/")]
 
 
 if __name__ == "__main__":
