@@ -33,8 +33,8 @@ class Options:
 
     benchmark: str = "MT10"
     """MT10, MT25, MT50 or toy."""
-    updates: int = 60
-    """About so many are timed for each preset."""
+    seconds: float = 15.0
+    """About so long is each preset timed, two steps of all environments at least."""
 
 
 def main() -> None:
@@ -63,8 +63,8 @@ def measure(preset: PresetName, options: Options) -> dict[str, object]:
     with mid_run(config, learning, simulating) as trainer:
         environments = trainer.envs.num_tasks * trainer.envs.envs_per_task
         updates_a_step = config.envs_per_task * config.update_ratio
-        seconds_per_step(trainer, 2)
-        one = seconds_per_step(trainer, max(2, round(options.updates / updates_a_step)))
+        roughly = seconds_per_step(trainer, 2)
+        one = seconds_per_step(trainer, max(2, round(options.seconds / roughly)))
     return {
         "preset": preset,
         "steps in all": config.total_steps,
