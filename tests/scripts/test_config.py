@@ -14,6 +14,34 @@ from scripts.config import MAY_DIFFER_ON_RESUME, Config
 from scripts.presets import PRESETS, TOY_AGENT
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *[
+            (name, [0, -1])
+            for name in (
+                *("total_steps", "envs_per_task", "batch_size", "replay_capacity"),
+                *("eval_every", "eval_envs_per_task", "checkpoint_every", "log_every"),
+            )
+        ],
+        *[(name, [-1]) for name in ("seed", "threads", "warmup_steps")],
+        ("update_ratio", [0.0, -1.0, float("nan"), float("inf")]),
+        ("eval_envs_per_task", [3, 100]),
+        ("batch_size", [100_001]),
+        ("envs_per_task", [100_001]),
+        ("warmup_steps", [10_000_000]),
+        ("resume", [True]),
+    ],
+)
+def test_a_value_that_cannot_work_is_named_with_its_option_and_a_remedy(name, values):
+    for value in values:
+        config = dataclasses.replace(Config(replay_capacity=100_000), **{name: value})
+        flag = name.replace("_", "-")
+        with pytest.raises(UserError, match=rf"^`--{flag}` is {value}: .+\.$") as caught:
+            config.validate()
+        assert "\n" not in str(caught.value)
+
+
 def test_the_defaults_are_valid():
     Config().validate()
 
