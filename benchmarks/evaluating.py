@@ -20,20 +20,15 @@ from typing import Annotated
 
 import tyro
 from default_training import mid_run, seconds_per_step
-from rich.console import Console
-from rich.table import Table
+from tables import print_and_keep
 
 from mtrl.checkpoint import load_latest
 from mtrl.device import resolve_device, set_threads, share_cores
-from mtrl.files import write_json_atomic
-from mtrl.provenance import library_versions, machine
 from mtrl.run_directory import RunDirectory
 from mtrl.train import Trainer
 from scripts.config import Config
 from scripts.resuming import restore
 from scripts.training import Evaluator
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -54,20 +49,9 @@ def main() -> None:
     """Measure and report."""
     options = tyro.cli(Options)
     rows = [measure(path, options) for path in options.runs]
-    table = Table(title="evaluations in training")
-    for column in rows[0]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console(width=140).print(table)
     runs = " ".join(f"runs/{path.name}" for path in options.runs)
-    result = {
-        "command": f"python benchmarks/evaluating.py {runs} --evaluations {options.evaluations}",
-        "rows": rows,
-        "versions": library_versions(),
-        "machine": machine(),
-    }
-    write_json_atomic(RESULTS / f"{options.save}.json", result)
+    command = f"python benchmarks/evaluating.py {runs} --evaluations {options.evaluations}"
+    print_and_keep("evaluations in training", rows, command=command, name=options.save)
 
 
 def measure(path: Path, options: Options) -> dict[str, object]:

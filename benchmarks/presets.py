@@ -11,20 +11,14 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 from default_training import mid_run, seconds_per_step
-from rich.console import Console
-from rich.table import Table
+from tables import print_and_keep
 
 from mtrl.device import share_cores
-from mtrl.files import write_json_atomic
-from mtrl.provenance import library_versions, machine
 from scripts.config import Config
 from scripts.presets import PresetName
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -41,19 +35,12 @@ def main() -> None:
     """Measure and report."""
     options = tyro.cli(Options)
     rows = [measure(preset, options) for preset in typing.get_args(PresetName)]
-    table = Table(title=f"{options.benchmark}: presets")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "preset" else "right")
-    for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    Console(width=120).print(table)
-    result = {
-        "command": f"python benchmarks/presets.py --benchmark {options.benchmark}",
-        "rows": rows,
-        "versions": library_versions(),
-        "machine": machine(),
-    }
-    write_json_atomic(RESULTS / f"presets_{options.benchmark}.json", result)
+    print_and_keep(
+        f"{options.benchmark}: presets",
+        rows,
+        command=f"python benchmarks/presets.py --benchmark {options.benchmark}",
+        name=f"presets_{options.benchmark}",
+    )
 
 
 def measure(preset: PresetName, options: Options) -> dict[str, object]:

@@ -180,9 +180,6 @@ class EngineVectorEnv(MujocoVectorEnv):
             self._replace(failed)
         simulation = self._simulation
         if simulation.diverged.any():
-            for row in np.flatnonzero(simulation.diverged & self._resting).tolist():
-                # Nothing ends there, but what failed would fail in every step to come.
-                self._restore(row, int(self._goal_indices[row]))
             self._end_lost(np.flatnonzero(simulation.diverged & ~self._resting), failed)
         rewards = simulation.measures["reward"]
         infos: dict[str, NDArray[Any]] = {name: simulation.measures[name] for name in MEASURES}
