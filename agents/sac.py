@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtrl.gradients import Tape
 from mtrl.optimizer import MultiTaskOptimizer, adam_state, restore_adam
@@ -18,65 +18,10 @@ from mtrl.weighting import make_weighting
 
 from .config import SACConfig
 from .distributions import SquashedGaussian
-from .networks import MLP
-from .values import CategoricalValues, ScalarValues, Values
+from .networks import Actor, Critics
 
 _SMALLEST_REWARD = 1e-8
 """Of a task whose largest is less, rewards count as next to nothing."""
-
-
-class Critics(nn.Module):
-    """Twin estimates of the soft action value, in one stacked network.
-
-    Attributes:
-        values: What the outputs mean.
-    """
-
-    def __init__(self, input_size: int, config: SACConfig, **options: Any) -> None:
-        super().__init__()
-        self.values = _values(config, options["generator"].device)
-        hidden = [config.critic_width] * config.critic_depth
-        self.mlp = MLP(
-            [input_size, *hidden, self.values.num_outputs],
-            members=2,
-            layer_norm=config.layer_norm,
-            residual=config.residual,
-            **options,
-        )
-
-    def forward(
-        self,
-        observations: Float[Tensor, "K B O"],
-        actions: Float[Tensor, "K B A"],
-        tape: Tape | None = None,
-    ) -> Float[Tensor, "2 K B Z"]:
-        """Return both critics' outputs, which `values` decodes."""
-        outputs: Tensor = self.mlp(torch.cat([observations, actions], dim=-1)[None], tape)
-        return outputs
-
-
-def _values(config: SACConfig, device: torch.device) -> Values:
-    if config.critic_values == "scalar":
-        return ScalarValues()
-    return CategoricalValues(config.value_low, config.value_high, config.value_bins, device=device)
-
-
-class Actor(nn.Module):
-    """The policy: observation and task one-hot to a squashed Gaussian."""
-
-    def __init__(
-        self, observation_size: int, action_size: int, config: SACConfig, **options: Any
-    ) -> None:
-        super().__init__()
-        sizes = [observation_size, *[config.actor_width] * config.actor_depth, 2 * action_size]
-        self.mlp = MLP(sizes, layer_norm=config.layer_norm, **options)
-
-    def forward(
-        self, observations: Float[Tensor, "K B O"], tape: Tape | None = None
-    ) -> SquashedGaussian:
-        """Return the distribution over actions."""
-        output: Tensor = self.mlp(observations[None], tape)
-        return SquashedGaussian.from_output(output[0])
 
 
 class SAC:
