@@ -5,6 +5,7 @@
     python benchmarks/learning.py three                         # three tasks, three seeds
     python benchmarks/learning.py mt10 --seeds 1                # MT10 with the default options
     python benchmarks/learning.py mt10_uniform --seeds 1 2      # and with another weighting
+    python benchmarks/learning.py mt50 --seeds 1                # two thirds of MT50's budget
     python benchmarks/learning.py mt10 --seeds 1 --only-report  # the table of a kept curve
 
 Each curve is kept as benchmarks/results/NAME_seedN.jsonl, beside it the run's configuration with
@@ -41,6 +42,7 @@ COMMON = "--eval-envs-per-task 25 --threads 1 --wandb disabled"
 LARGE_BATCHES = "--batch-size 64 --update-ratio 0.125 --temperature-learning-rate 3e-4"
 # Ten points of a curve, as there have been since the first was kept.
 TENTHS = "--eval-every 300000"
+UNIFORM = "--critic-weighting uniform --actor-weighting uniform"
 # All as in `mt10`, a fifth of whose budget this is.
 EARLY = (
     "--total-steps 600000 --warmup-steps 60000 --eval-every 300000 --log-every 30000 "
@@ -71,11 +73,12 @@ STUDIES = {
         0.5,
         f"{LARGE_BATCHES} --exploration-correlation 0 --actor-average-rate 1 {TENTHS}",
     ),
+    "mt10_balanced-critics": (0.5, f"--actor-weighting uniform {EARLY}"),
+    "mt10_balanced-actor": (0.5, f"--critic-weighting uniform {EARLY}"),
+    "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),
+    "mt50": (0.5, "--benchmark MT50 --total-steps 10000000"),
 } | {
-    f"mt10_{weighting}": (
-        0.5,
-        f"--critic-weighting {weighting} --actor-weighting {weighting} {EARLY}",
-    )
+    f"mt10_{weighting}": (0.5, f"{UNIFORM.replace('uniform', weighting)} {EARLY}")
     for weighting in ("uniform", "pcgrad", "gradnorm")
 }
 """Success rate to reach, and options, by name."""
@@ -86,7 +89,7 @@ class Options:
     """What to train."""
 
     study: Annotated[str, tyro.conf.Positional]
-    """One task, three tasks, MT10, or MT10 with something else than by default."""
+    """One task, three tasks, MT10, MT10 with something else than by default, or MT50."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run each, one after the other."""
     minutes: float | None = None
