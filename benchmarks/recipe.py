@@ -60,6 +60,11 @@ VARIANTS = {
         "--envs-per-task 32 --update-ratio 0.0625 --total-steps 480000 --warmup-steps 32000 "
         "--eval-every 96000 --log-every 24000 --checkpoint-every 480000"
     ),
+    "steps-8-times": (  # as many updates, each after 256 steps instead of 32
+        "--envs-per-task 128 --update-ratio 0.015625 --total-steps 1920000 --warmup-steps 128000 "
+        "--eval-every 384000 --log-every 96000 --checkpoint-every 1920000"
+    ),
+    "no-layer-norm": "--no-layer-norm",
     "critic-rate-3e-4": "--critic-learning-rate 3e-4",
     "actor-rate-1e-3": "--actor-learning-rate 1e-3",
     "discount-0.98": "--discount 0.98",
