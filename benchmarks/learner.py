@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import time
@@ -39,6 +38,7 @@ from rich.table import Table
 
 from mtrl.device import keep_freed_memory, set_threads
 from mtrl.files import write_json_atomic
+from mtrl.provenance import machine
 
 RESULTS = Path(__file__).parent / "results"
 NETS = {
@@ -214,7 +214,7 @@ def main(options: Options) -> None:
         if not options.save:
             continue
         record = {
-            "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+            "machine": machine(),
             "torch": torch.__version__,
             "threads": options.threads,
             "clock": options.clock,

@@ -6,7 +6,8 @@
     python benchmarks/learning.py mt10 --seeds 1                # MT10 with the default options
     python benchmarks/learning.py mt10_uniform --seeds 1 2      # and with another weighting
     python benchmarks/learning.py mt50 --seeds 1                # two thirds of MT50's budget
-    python benchmarks/learning.py mt10 --seeds 1 --only-report  # the table of a kept curve
+    python benchmarks/learning.py mt10 --only-report            # the table of kept curves
+    python benchmarks/learning.py mt10 --only-report --threshold 0.7
 
 Each curve is kept as benchmarks/results/NAME_seedN.jsonl, beside it the run's configuration with
 the exact command, versions and machine.
@@ -96,6 +97,8 @@ class Options:
     """Ask each run to stop after so long."""
     only_report: bool = False
     """Train nothing, print the table of what is kept."""
+    threshold: float | None = None
+    """Success rate whose time is told; by default the study's own."""
 
 
 def main() -> None:
@@ -103,7 +106,8 @@ def main() -> None:
     options = tyro.cli(Options)
     if options.study not in STUDIES:
         raise SystemExit(f"no study {options.study}: choose from {', '.join(STUDIES)}")
-    threshold, arguments = STUDIES[options.study]
+    usual, arguments = STUDIES[options.study]
+    threshold = usual if options.threshold is None else options.threshold
     summary = Table(title=f"{options.study}: steps and time until success reached {threshold}")
     for column in ("seed", "final success", "best", "env steps", "minutes", "steps to", "min. to"):
         summary.add_column(column, justify="right")

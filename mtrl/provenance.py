@@ -5,6 +5,10 @@ import os
 import platform
 from pathlib import Path
 
+import torch
+
+from .cores import available_cores
+
 DISTRIBUTIONS = {
     "mtrl": "mtrl-metaworld",  # the bare name belongs to a stranger on the package index
     "torch": "torch",
@@ -30,8 +34,14 @@ def library_versions() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, str | int | None]:
-    """Operating system, processor and number of logical cores."""
-    return {"system": platform.platform(), "cpu": _cpu_model(), "cores": os.cpu_count()}
+    """Operating system, processor, logical cores, those this process may use, and the GPU."""
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": available_cores(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def _cpu_model() -> str:

@@ -58,9 +58,20 @@ class Run:
 
     @property
     def machine(self) -> str:
-        """Processor and number of cores, empty where unknown."""
+        """The GPU, unless the run was to do without, processor and cores; empty where unknown."""
         machine = self.record.get("machine", {})
-        return f"{machine['cpu']}, {machine['cores']} cores" if machine.keys() >= _MACHINE else ""
+        if not machine.keys() >= _MACHINE:
+            return ""
+        cores = machine["cores"]
+        usable = machine.get("usable_cores", cores)
+        parts = [
+            machine["cpu"],
+            f"{cores} cores" if usable == cores else f"{usable} of {cores} cores",
+        ]
+        # A run from before there was a note of GPUs is told by its processor.
+        if machine.get("gpu") and self.record["config"].get("device") != "cpu":
+            parts.insert(0, machine["gpu"])
+        return ", ".join(parts)
 
     @property
     def family(self) -> str:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from mtrl.errors import UserError
 from mtrl.run_directory import RunDirectory, read_config
@@ -44,6 +45,8 @@ def test_a_new_run_states_what_it_is(tmp_path):
         assert all(record["versions"][name] for name in (*installed, "numba", "llvmlite"))
         assert record["machine"]["system"]
         assert record["machine"]["cpu"]
+        assert 1 <= record["machine"]["usable_cores"] <= record["machine"]["cores"]
+        assert (record["machine"]["gpu"] is not None) is torch.cuda.is_available()
         paths = (run.metrics_path, run.checkpoints_path, run.summary_path, run.wandb_path)
         assert [p.name for p in paths] == ["metrics.jsonl", "checkpoints", "summary.json", "wandb"]
         assert {p.parent for p in paths} == {run.path}

@@ -139,7 +139,16 @@ def finished(_finished, tmp_path):
 def make_run(tmp_path):
     """Make a run directory that holds a curve: success rates of some tasks at some steps."""
 
-    def make(name, success, steps=(1000, 2000), *, tasks=("a", "b"), minutes=None, config=None):
+    def make(
+        name,
+        success,
+        steps=(1000, 2000),
+        *,
+        tasks=("a", "b"),
+        minutes=None,
+        config=None,
+        machine=None,
+    ):
         path = tmp_path / name
         path.mkdir(parents=True)
         logger = JsonlLogger(path / "metrics.jsonl")
@@ -151,8 +160,8 @@ def make_run(tmp_path):
             logger.log(progress | {f"eval/success_rate/{k}": rate for k, rate in rates.items()})
         logger.close()
         if config is not None:
-            machine = {"cpu": "an abacus", "cores": 2}
             versions = {"metaworld": "3.1.1"}
+            machine = {"cpu": "an abacus", "cores": 2} | (machine or {})
             record = {"config": config, "versions": versions, "machine": machine}
             (path / "config.json").write_text(json.dumps(record))
         return path

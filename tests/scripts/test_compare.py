@@ -63,6 +63,25 @@ def test_the_table_holds_the_statistics_of_the_last_common_evaluation(two_groups
         assert told in result.out
 
 
+@pytest.mark.parametrize(
+    ("device", "machine", "told"),
+    [
+        ("auto", {}, "an abacus, 2 cores"),  # of a run from before the others were noted
+        ("auto", {"usable_cores": 2, "gpu": None}, "an abacus, 2 cores"),
+        ("auto", {"usable_cores": 1, "gpu": None}, "an abacus, 1 of 2 cores"),
+        ("auto", {"usable_cores": 2, "gpu": "a loom"}, "a loom, an abacus, 2 cores"),
+        ("cpu", {"usable_cores": 2, "gpu": "a loom"}, "an abacus, 2 cores"),
+    ],
+)
+def test_the_hardware_is_told(device, machine, told, run, make_run):
+    config = {"benchmark": ["reach-v3"], "device": device, "seed": 1}
+    make_run("one", [[1.0, 0.6]], (2000,), config=config, machine=machine)
+    result = run("compare", "one")
+    assert result.code == 0, result.err
+    assert told in result.out
+    assert ("a loom" in result.out) is ("a loom" in told)
+
+
 def test_one_run_has_no_interval_and_budgets_can_be_set_equal(two_groups, run, make_run):
     make_run("short_seed1", [[1.0, 0.6]], (2000,))
     result = run("compare", "good_seed1", "short_seed1", "--markdown")
