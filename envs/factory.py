@@ -44,7 +44,7 @@ def make_vec(
         envs_per_task: N.
         reward_version: Meta-World's reward functions, `v1` or `v2`.
         max_episode_steps: Length of an episode, at most 500 in Meta-World. Default: the
-            benchmark's own (Meta-World 500, toy 50).
+            benchmark's own (Meta-World 500, toy 25).
         goals: `random` draws one of the task's 50 goals for each episode; `sequential` plays them
             in order from each `reset()` on, once each in 50/N episodes; `once` plays each of them
             once, and then rests until the next `reset()` (for evaluation);

@@ -14,7 +14,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ __all__ = [
     "CheckpointError",
     "LoadedCheckpoint",
     "generator_state",
+    "load_best",
     "load_checkpoint",
     "load_latest",
     "save_checkpoint",
@@ -183,10 +184,46 @@ def load_latest(
     Raises:
         UserError: there is no good one.
     """
+    return _load_first(_checkpoints(directory), directory, run, device, only)
+
+
+def load_best(
+    directory: Path,
+    *,
+    run: str | None = None,
+    device: torch.device | str = "cpu",
+    only: Iterable[str] | None = None,
+) -> LoadedCheckpoint:
+    """Read the good checkpoint in `directory` whose agent was evaluated with the highest score.
+
+    Of equal ones it is the newest. For the arguments see `load_latest`.
+
+    Raises:
+        UserError: there is no good one, or none was saved right after an evaluation.
+    """
+    paths = _checkpoints(directory)
+    scored = [path for path in paths if _score(path) > -math.inf]
+    if paths and not scored:
+        raise UserError(
+            f"no checkpoint in `{directory}` was saved right after an evaluation: leave out "
+            "`--best`, or train with a `--checkpoint-every` that is an `--eval-every`"
+        )
+    # Stable: of equal scores the newest stays first.
+    return _load_first(sorted(scored, key=_score, reverse=True), directory, run, device, only)
+
+
+def _load_first(
+    paths: Sequence[Path],
+    directory: Path,
+    run: str | None,
+    device: torch.device | str,
+    only: Iterable[str] | None,
+) -> LoadedCheckpoint:
+    """Read the first good one; see `load_latest`."""
     only = None if only is None else tuple(only)
     faults = []
     strangers = []
-    for path in _checkpoints(directory):
+    for path in paths:
         try:
             loaded = load_checkpoint(path, device=device, only=only)
             if run is not None and loaded.label.run != run:

@@ -38,12 +38,17 @@ class RunCurve:
     seconds: Float[np.ndarray, " T"]
     success: Float[np.ndarray, "T K"]
 
-    def reached(self, threshold: float) -> tuple[float, float]:
+    def reached(self, threshold: float, *, within: float = np.inf) -> tuple[float, float]:
         """Return the steps and seconds of the first evaluation whose mean success is as high.
 
-        Both are infinite if there is none.
+        Args:
+            threshold: A success rate.
+            within: Later evaluations do not count, in steps.
+
+        Returns:
+            Both are infinite if there is none.
         """
-        high = np.flatnonzero(self.success.mean(axis=1) >= threshold)
+        high = np.flatnonzero((self.success.mean(axis=1) >= threshold) & (self.steps <= within))
         if not high.size:
             return np.inf, np.inf
         return float(self.steps[high[0]]), float(self.seconds[high[0]])

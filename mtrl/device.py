@@ -60,7 +60,9 @@ def set_threads(count: int) -> int:
     return threads
 
 
-def share_cores(learning: int, simulating: int, *, overlap: bool) -> tuple[int, int]:
+def share_cores(
+    learning: int, simulating: int, *, overlap: bool, device: torch.device | None = None
+) -> tuple[int, int]:
     """Return how many threads learn and how many simulate.
 
     Args:
@@ -68,8 +70,11 @@ def share_cores(learning: int, simulating: int, *, overlap: bool) -> tuple[int, 
         simulating: Likewise; 0 for half of the cores if both work at once. If they take turns, as
             many as learn.
         overlap: Whether both work at once.
+        device: What learns. Beside a GPU one thread is enough, and the others may simulate.
     """
     cores = available_cores()
+    if device is not None and device.type != "cpu":
+        return learning or 1, simulating or max(1, cores - overlap)
     if not overlap:
         learning = learning or cores
         return learning, simulating or learning

@@ -20,8 +20,9 @@ _messages = logging.getLogger("mtrl")
 class Evaluation:
     """What came out of one episode per task and goal, G goals each.
 
-    An episode whose simulation was lost, or gave what is not finite, counts as not played: it says
-    nothing about the agent. It is NaN here and left out of every mean.
+    An episode whose simulation was lost, or gave what is not finite, counts as not played unless it
+    had reached success before: it says nothing about the agent. It is NaN here and left out of
+    every mean.
 
     Attributes:
         task_names: K names.
@@ -95,17 +96,19 @@ def evaluate(
         # Not `step`, which may simulate in this thread: one that hangs would not be noticed.
         envs.send(actions.flatten(0, 1).cpu().numpy())
         observations, rewards, terminated, truncated, infos = envs.recv()
-        reached |= infos["success"].astype(bool)
         collected += rewards
         broken |= infos["diverged"] | ~np.isfinite(infos["final_obs"]).all(axis=1)
+        broken |= ~np.isfinite(collected)
+        reached |= infos["success"].astype(bool) & ~broken
         ended = terminated | truncated
         if ended.any():
             seen[tasks[ended], infos["goal_index"][ended]] = True
             # Environments that play goals `sequential`ly may come round to one again.
             missing = np.isnan(success[tasks, infos["goal_index"]])
-            sound = ended & missing & ~broken & np.isfinite(collected)
-            cells = tasks[sound], infos["goal_index"][sound]
-            success[cells], returns[cells] = reached[sound], collected[sound]
+            played = ended & missing & (reached | ~broken)
+            cells = tasks[played], infos["goal_index"][played]
+            success[cells] = reached[played]
+            returns[cells] = np.where(broken, np.nan, collected)[played]
             reached[ended], broken[ended], collected[ended] = False, False, 0.0
     whole = not envs.ends_with_success
     evaluation = Evaluation(envs.task_names, success, returns, whole_episodes=whole)

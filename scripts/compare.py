@@ -69,12 +69,14 @@ def main() -> int:
             raise UserError(f"`--threshold` is {threshold}: give success rates up to 1")
     groups = read_groups(options.runs)
     standings = [stand(group, options.steps) for group in groups]
-    tables = [success_table(standings), threshold_table(groups, options.threshold)]
+    budget = np.inf if options.steps is None else options.steps
+    tables = [success_table(standings), threshold_table(groups, options.threshold, budget)]
     if len(standings) > 1:
         tables.append(improvement_table(standings))
     if options.per_task:
         tables.append(task_table(standings))
-    show(tables, notes(standings), markdown=options.markdown)
+    lines = notes(standings, options.threshold, budget)
+    show(tables, lines, markdown=options.markdown)
     return 0
 
 
@@ -131,16 +133,18 @@ def success_table(standings: Sequence[Standing]) -> Table:
     return table
 
 
-def threshold_table(groups: Sequence[Group], thresholds: Sequence[float]) -> Table:
+def threshold_table(groups: Sequence[Group], thresholds: Sequence[float], budget: float) -> Table:
     """Tell how soon each group gets how far: medians over its runs.
 
-    A run that never gets there counts as taking forever, so that the median is one of all runs.
+    A run that does not get there, within so many steps, counts as taking forever, so that the
+    median is one of all runs.
     """
     columns = ("success", "reached by", "steps", "per task", "minutes")
     table = make_table("Steps and minutes to a success rate", "group", columns)
     for threshold in thresholds:
         for group in groups:
-            reached = np.array([run.curve.reached(threshold) for run in group.runs])
+            runs = [run.curve.reached(threshold, within=budget) for run in group.runs]
+            reached = np.array(runs)
             steps, seconds = np.median(reached, axis=0)
             cells = [f"{threshold:g}", f"{np.isfinite(reached[:, 0]).sum()} of {len(reached)}"]
             if np.isfinite(steps):
@@ -195,13 +199,13 @@ def interval(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> str:
     return "-" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
 
 
-def notes(standings: Sequence[Standing]) -> list[str]:
+def notes(standings: Sequence[Standing], thresholds: Sequence[float], budget: float) -> list[str]:
     """Say under which protocol, from which seeds, on what hardware, and what to be careful with."""
     groups = [standing.group for standing in standings]
     lines = [
         f"Protocol: {protocol(groups)}.",
         f"95%: stratified bootstrap over runs, tasks as strata, {_SAMPLES:,} samples. Minutes are "
-        "wall clock, evaluations included. Steps and minutes to a threshold are medians over runs, "
+        "wall clock, evaluations included, without what a killed run had to repeat. Steps and minutes to a threshold are medians over runs, "
         "by the first evaluation whose mean success is as high.",
     ]
     seeds = [(group.label, [run.seed for run in group.runs]) for group in groups]
@@ -215,10 +219,28 @@ def notes(standings: Sequence[Standing]) -> list[str]:
     elif fewest < 5:
         lines.append("Intervals of fewer than five runs are too narrow; train more seeds.")
     if len({standing.steps for standing in standings}) > 1:
+        advice = "" if np.isfinite(budget) else "; --steps N compares them by the same budget"
+        lines.append(f"The groups stand at different steps{advice}.")
+    if names := ended_early(groups, thresholds, budget):
         lines.append(
-            "The groups stand at different steps; --steps N compares them by the same budget."
+            f"Of {', '.join(names)}, runs ended sooner than others, and before they had reached a "
+            "success rate above: that they never did is not known."
         )
     return lines
+
+
+def ended_early(groups: Sequence[Group], thresholds: Sequence[float], budget: float) -> list[str]:
+    """Name groups with runs that others outlast, and that had not reached a threshold by then."""
+    longest = min(budget, max(run.curve.steps[-1] for group in groups for run in group.runs))
+    return [
+        group.label
+        for group in groups
+        if any(
+            run.curve.steps[-1] < longest and np.isinf(run.curve.reached(threshold)[0])
+            for run in group.runs
+            for threshold in thresholds
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -81,8 +81,8 @@ class Config:
     eval_envs_per_task: int = 25
     """Environments of each task in an evaluation; must divide 50. Few are better with the official
     engine, where each has a model of its own (20 MB)."""
-    checkpoint_every: int = 300_000
-    """Steps between checkpoints."""
+    checkpoint_every: int = 375_000
+    """Steps between checkpoints. One that follows an evaluation can be kept as the best."""
     log_every: int = 30_000
     """Steps between lines of training metrics."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -120,7 +120,7 @@ class Config:
             warmup_steps=min(total_steps // 50, 8_000 * len(names)),
             # Each takes ten seconds and more; see `benchmarks/evaluating.py`.
             eval_every=max(1, total_steps // 8),
-            checkpoint_every=max(1, total_steps // 10),
+            checkpoint_every=max(1, total_steps // 8),
             log_every=max(1, total_steps // 100),
             agent=SACConfig(**{**chosen.agent, **(TOY_AGENT if toy else {})}),
             **chosen.options,

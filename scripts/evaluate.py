@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from mtrl.checkpoint import load_latest
+from mtrl.checkpoint import load_best, load_latest
 from mtrl.device import resolve_device, set_threads, share_cores
 from mtrl.errors import UserError
 from mtrl.evaluate import Evaluation, evaluate, mean_of_played
@@ -29,10 +29,12 @@ from scripts.training import make_agent, make_envs, summarize
 
 @dataclass(frozen=True)
 class Options:
-    """Evaluate a run's newest checkpoint; the table is stored as evaluation_<steps>.json in it."""
+    """Evaluate a run's agent; the table is stored as evaluation_<steps>.json in its directory."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run's directory."""
+    best: bool = False
+    """The best of the checkpoints that were saved right after an evaluation, not the newest."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the agent computes."""
 
@@ -44,11 +46,10 @@ def main() -> int:
     run = RunDirectory.open_existing(options.run)
     config = dataclasses.replace(Config.from_json(run.config), device=options.device)
     device = resolve_device(config.device)
-    threads = share_cores(config.threads, config.simulation_threads, overlap=False)
+    threads = share_cores(config.threads, config.simulation_threads, overlap=False, device=device)
     set_threads(threads[0])
-    checkpoint = load_latest(
-        run.checkpoints_path, run=run.id, only=("agent", "progress", "settings")
-    )
+    load = load_best if options.best else load_latest
+    checkpoint = load(run.checkpoints_path, run=run.id, only=("agent", "progress", "settings"))
     refuse_other_settings(checkpoint.state, run)
     with closing(
         make_envs(
@@ -61,6 +62,8 @@ def main() -> int:
     assert evaluation is not None  # nobody asked it to stop
     progress = Progress.from_state(checkpoint.state["progress"])
     show(evaluation, progress)
+    if options.best:
+        print("chosen for its success on these goals, so expect a little less of it elsewhere")
     store(run, summarize(config, evaluation, progress))
     return 0
 

@@ -101,7 +101,7 @@ def draw_tasks(groups: Sequence[Group]) -> Figure:
     axes.grid(True, axis="x")
     several = any(len(group.runs) > 1 for group in groups)
     _title(figure, groups, "success by task" + (", dots: single runs" if several else ""))
-    _legend(figure, bars, groups)
+    _legend(figure, bars, groups, with_steps=not _at_steps(groups))
     return figure
 
 
@@ -177,9 +177,14 @@ def _title(figure: Figure, groups: Sequence[Group], what: str) -> None:
     text.set_parse_math(False)
 
 
-def _legend(figure: Figure, handles: Sequence[Artist], groups: Sequence[Group]) -> None:
+def _legend(
+    figure: Figure, handles: Sequence[Artist], groups: Sequence[Group], *, with_steps: bool = False
+) -> None:
     labels = [_with_runs(group) for group in groups]
-    columns = min(len(groups), 3)
+    if with_steps:
+        steps = (int(group.curve.steps[-1]) for group in groups)
+        labels = [f"{label}, {n:,} steps" for label, n in zip(labels, steps, strict=True)]
+    columns = min(len(groups), 2 if with_steps else 3)
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a run's name may hold a dollar sign

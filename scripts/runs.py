@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,10 @@ from mtrl.run_directory import MAX_CONFIG_BYTES, flatten
 
 from .config import MAY_DIFFER_ON_RESUME, Config
 
+_messages = logging.getLogger("mtrl")
+
 _METRICS = "metrics.jsonl"
-_SAME_LEARNING = MAY_DIFFER_ON_RESUME | {"seed"}
+_SAME_LEARNING = MAY_DIFFER_ON_RESUME | {"seed", "preset"}  # whose options are all spelled out
 _MACHINE = {"cpu", "cores"}
 _MAX_NAMED = 3
 _Key = tuple[str, str]
@@ -128,10 +132,25 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
             likeness = json.dumps(run.options, sort_keys=True) if run.options else run.family
             members.setdefault((name, "" if name else likeness), []).append(run)
     tasks = _tasks([run for group in members.values() for run in group])
-    return [
+    groups = [
         Group(label, tuple(group), at_common_steps([run.curve for run in group], tasks))
         for label, group in zip(_labels(members), members.values(), strict=True)
     ]
+    for group in groups:
+        _warn_of_equal_seeds(group)
+    return groups
+
+
+def _warn_of_equal_seeds(group: Group) -> None:
+    """Say so if two runs of a group have the same seed: on one machine they are one run."""
+    seeds = Counter(run.seed for run in group.runs if run.seed is not None)
+    if again := sorted(seed for seed, count in seeds.items() if count > 1):
+        _messages.warning(
+            "%s has more than one run with seed %s, which may be copies of one another: intervals "
+            "take them for independent",
+            group.label,
+            ", ".join(map(str, again)),
+        )
 
 
 def tasks_title(groups: Sequence[Group]) -> str:

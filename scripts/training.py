@@ -78,7 +78,7 @@ def train(config: Config) -> int:
     require_memory(memory_needs(config), device)
     task_names = envs.task_names(config.benchmark)
     learning, simulating = share_cores(
-        config.threads, config.simulation_threads, overlap=config.overlap
+        config.threads, config.simulation_threads, overlap=config.overlap, device=device
     )
     set_threads(learning)
     keep_freed_memory()
@@ -288,7 +288,11 @@ class Evaluator:
         if self._envs is None:
             config = self._config
             # Nobody learns meanwhile.
-            threads = sum(share_cores(config.threads, config.simulation_threads, overlap=True))
+            threads = sum(
+                share_cores(
+                    config.threads, config.simulation_threads, overlap=True, device=self._device
+                )
+            )
             self._envs = make_envs(config, config.eval_envs_per_task, threads, evaluation=True)
         return evaluate(agent, self._envs, device=self._device, stop=self._stop)
 

@@ -15,6 +15,7 @@ import torch
 from mtrl.checkpoint import (
     CheckpointError,
     generator_state,
+    load_best,
     load_checkpoint,
     load_latest,
     save_checkpoint,
@@ -228,6 +229,24 @@ def test_the_best_checkpoints_stay_beside_the_newest(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step_{s:012d}" for s in (4, 5, 6)]
     save_checkpoint(tmp_path, small_state(), env_steps=7, score=0.9, keep_best=0)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step_{s:012d}" for s in (6, 7)]
+
+
+def test_the_best_is_the_newest_good_one_of_the_highest_score(tmp_path, caplog):
+    for step, score in {1: 0.2, 2: 0.7, 3: 0.7, 4: 0.1, 5: None}.items():
+        save_checkpoint(tmp_path, small_state(step), env_steps=step, score=score, keep_last=9)
+    assert_holds(load_best(tmp_path).state, small_state(3))
+    (tmp_path / "step_000000000003" / "tensors.safetensors").write_bytes(b"")
+    with caplog.at_level(logging.WARNING, logger="mtrl"):
+        assert load_best(tmp_path, only=["agent"]).label.env_steps == 2
+    assert "step_000000000003" in caplog.text
+
+
+def test_where_no_agent_was_evaluated_none_is_best(tmp_path):
+    with pytest.raises(UserError, match="there is none"):
+        load_best(tmp_path)
+    save_checkpoint(tmp_path, small_state(), env_steps=1)
+    with pytest.raises(UserError, match="leave out `--best`"):
+        load_best(tmp_path)
 
 
 def test_the_newest_checkpoints_stay(tmp_path):

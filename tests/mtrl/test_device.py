@@ -6,7 +6,13 @@ import sys
 import pytest
 import torch
 
-from mtrl.device import resolve_device, resolve_precision, set_threads, use_precision
+from mtrl.device import (
+    resolve_device,
+    resolve_precision,
+    set_threads,
+    share_cores,
+    use_precision,
+)
 from mtrl.errors import UserError
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -24,6 +30,23 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused():
 def test_with_a_gpu_auto_is_cuda():
     assert resolve_device("auto").type == resolve_device("cuda").type == "cuda"
     assert resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "overlap", "asked", "shared"),
+    [
+        ("cpu", True, (0, 0), (4, 4)),
+        ("cpu", True, (0, 2), (6, 2)),
+        ("cpu", False, (0, 0), (8, 8)),
+        ("cpu", False, (3, 0), (3, 3)),
+        ("cuda", True, (0, 0), (1, 7)),
+        ("cuda", False, (0, 0), (1, 8)),
+        ("cuda", True, (3, 2), (3, 2)),
+    ],
+)
+def test_cores_are_shared_by_what_works_on_them(monkeypatch, device, overlap, asked, shared):
+    monkeypatch.setattr("mtrl.device.available_cores", lambda: 8)
+    assert share_cores(*asked, overlap=overlap, device=torch.device(device)) == shared
 
 
 def test_precision_is_what_was_asked_for():

@@ -147,21 +147,22 @@ def test_metrics_name_every_task():
 
 
 class BreakingOff(ToyVectorEnv):
-    """Toy tasks of which one row of toy-left breaks off in each of the first steps."""
+    """Toy tasks of which one row of toy-left breaks off in each of some steps."""
 
-    def __init__(self, quantity, value, last_step):
+    def __init__(self, quantity, value, last_step, first_step=0):
         options = VectorOptions(
             seed=0, envs_per_task=5, max_episode_steps=25, goals="once", one_hot=False
         )
         super().__init__(TOY_TASKS, options, goal_seed=0)
         self._fault = quantity, value
-        self._last_step = last_step
+        self._first_step, self._last_step = first_step, last_step
 
     def _end_step(self):
         outcome = super()._end_step()
         quantity, value = self._fault
+        self._first_step -= 1
         self._last_step -= 1
-        if self._last_step >= 0:
+        if self._first_step < 0 <= self._last_step:
             if quantity == "diverged":
                 outcome.infos["diverged"] = np.arange(self.num_envs) == 7
                 self._elapsed[7] = self.max_episode_steps - 1
@@ -187,6 +188,18 @@ def test_an_episode_that_breaks_off_is_not_played(caplog, quantity, value, last_
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.startswith(f"{lost} of 200 episodes of an evaluation broke off ")
     assert message.endswith(": toy-left")
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value"), [("diverged", True), ("rewards", np.nan), ("observations", np.nan)]
+)
+def test_what_breaks_off_after_success_has_succeeded(quantity, value):
+    # The target is reached after 20 steps at most and episodes have 25.
+    environments = BreakingOff(quantity, value, last_step=24, first_step=23)
+    agent = HandWrittenAgent(walk_to_the_target, environments.task_names)
+    evaluation = evaluate(agent, environments)
+    assert (evaluation.success == 1).all()
+    assert np.isnan(evaluation.returns).sum() == np.isnan(evaluation.returns[1]).sum() == 1
 
 
 def test_without_an_episode_there_is_no_success_rate():

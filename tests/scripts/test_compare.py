@@ -95,6 +95,22 @@ def test_one_run_has_no_interval_and_budgets_can_be_set_equal(two_groups, run, m
     assert "different steps" not in result.out
 
 
+def test_with_a_budget_what_comes_later_is_not_reached(make_run, run):
+    make_run("long_seed1", [[0.2, 0.2], [0.9, 0.9]])
+    make_run("short_seed1", [[0.2, 0.2]], (1000,))
+    names = ["long_seed1", "short_seed1", "--markdown"]
+    result = run("compare", *names, "--steps", "1000")
+    for name in ("long", "short"):
+        assert cells(result.out, name)[1][1:] == ["0.5", "0 of 1", "-", "-", "-"]
+    assert "different steps" not in result.out
+    assert "ended sooner" not in result.out
+    result = run("compare", *names)
+    assert cells(result.out, "long")[1][1:3] == ["0.5", "1 of 1"]
+    assert "Of short, runs ended sooner than others" in result.out
+    # What it had reached by then is known.
+    assert "ended sooner" not in run("compare", *names, "--threshold", "0.2").out
+
+
 def test_a_real_training_can_be_compared(finished, run):
     result = run("compare", "run")
     assert result.code == 0, result.err

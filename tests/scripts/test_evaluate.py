@@ -1,5 +1,7 @@
 import json
 
+from mtrl.manifest import read_label
+
 
 def test_the_table_is_printed_and_stored_and_agrees_with_training(finished, run, snapshot):
     path, _ = finished
@@ -25,6 +27,17 @@ def test_the_table_is_printed_and_stored_and_agrees_with_training(finished, run,
     after = snapshot(path)
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 1
+
+
+def test_the_best_can_be_evaluated_instead_of_the_newest(finished, run):
+    path, _ = finished
+    labels = [read_label(checkpoint) for checkpoint in (path / "checkpoints").iterdir()]
+    best = max((label.score, label.env_steps) for label in labels if label.score is not None)
+    result = run("evaluate", "run", "--best")
+    assert result.code == 0, result.err
+    assert "chosen for its success" in result.out
+    stored = json.loads((path / f"evaluation_{best[1]}.json").read_text())
+    assert stored["eval/success_rate"] == best[0]
 
 
 def test_a_table_that_cannot_be_stored_is_shown_all_the_same(finished, run):

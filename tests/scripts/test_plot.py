@@ -64,8 +64,9 @@ def test_three_pictures_are_drawn_in_two_forms(studies, plot, tmp_path):
             assert share(picture, VERMILION) > 0.0003
         written = texts(tmp_path / f"a/b/{name}.svg")
         assert any(text.startswith("a, b: ") for text in written)
-        assert "many (3 runs)" in written
-        assert "single$cost$ (1 run)" in written
+        steps = [", 3,000 steps", ", 2,000 steps"] if name == "tasks" else ["", ""]
+        assert f"many (3 runs){steps[0]}" in written
+        assert f"single$cost$ (1 run){steps[1]}" in written
     assert imread(tmp_path / "a/b/curves.png").shape[:2] == (4 * 60, 9 * 60)
 
 
@@ -108,6 +109,18 @@ def test_bars_are_means_and_dots_are_runs(groups):
     dots = np.stack([line.get_xdata() for line in axes.get_lines()])
     np.testing.assert_allclose(dots, many.curve.success[-1])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_bars_of_different_budgets_tell_them(make_run):
+    def legend(groups):
+        (found,) = draw_tasks(groups).legends
+        return [text.get_text() for text in found.get_texts()]
+
+    shorter = read_groups([str(make_run("shorter", [[0.5, 0.5]], (1000,)))])
+    longer = read_groups([str(make_run("longer", [[0.5, 0.5]], (12_000,)))])
+    told = ["shorter (1 run), 1,000 steps", "longer (1 run), 12,000 steps"]
+    assert legend(shorter + longer) == told
+    assert legend(shorter) == ["shorter (1 run)"]
 
 
 def test_cells_are_the_means_of_their_evaluation(groups):

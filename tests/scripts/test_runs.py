@@ -38,6 +38,23 @@ def test_runs_whose_configurations_differ_in_the_seed_only_are_one_group(make_ru
     assert [[run.seed for run in group.runs] for group in found] == [[2, 1], [1, 2]]
 
 
+def test_a_presets_name_makes_no_group(make_run, read):
+    for seed, preset in enumerate(("default", "laptop")):
+        make_run(preset, FLAT, config=config(seed=seed, preset=preset))
+    (group,) = read("default", "laptop")
+    assert len(group.runs) == 2
+
+
+def test_a_seed_that_counts_twice_is_warned_about(make_run, read, caplog):
+    for name, seed in (("one", 1), ("copy", 1), ("other", 2)):
+        make_run(name, FLAT, config=config(seed=seed))
+    read("one", "other")
+    assert not caplog.messages
+    read("mine=one", "mine=copy", "mine=other")
+    (message,) = caplog.messages
+    assert message.startswith("mine has more than one run with seed 1, ")
+
+
 def test_an_option_that_a_run_is_too_old_for_makes_no_group(make_run, read):
     make_run("old_seed1", FLAT, config=config())
     make_run(
