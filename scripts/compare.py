@@ -205,8 +205,9 @@ def notes(standings: Sequence[Standing], thresholds: Sequence[float], budget: fl
     lines = [
         f"Protocol: {protocol(groups)}.",
         f"95%: stratified bootstrap over runs, tasks as strata, {_SAMPLES:,} samples. Minutes are "
-        "wall clock, evaluations included, without what a killed run had to repeat. Steps and minutes to a threshold are medians over runs, "
-        "by the first evaluation whose mean success is as high.",
+        "wall clock, evaluations included, without what a killed run had to repeat. Steps and "
+        "minutes to a threshold are medians over runs, by the first evaluation whose mean success "
+        "is as high.",
     ]
     seeds = [(group.label, [run.seed for run in group.runs]) for group in groups]
     if known := [f"{label} {', '.join(map(str, s))}" for label, s in seeds if None not in s]:
