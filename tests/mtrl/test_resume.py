@@ -41,7 +41,7 @@ class Lines(list):
         pass
 
 
-def make_trainer(lines, directory, *, tasks, weighting, schedule, stop, threads=1):
+def make_trainer(lines, directory, *, tasks, weighting, schedule, stop, threads=1, device="cpu"):
     make = {"envs_per_task": 2, "one_hot": False, "num_threads": threads}
     training = envs.make_vec(tasks, seed=1, max_episode_steps=7, **make)
     evaluation = envs.make_vec(
@@ -60,7 +60,7 @@ def make_trainer(lines, directory, *, tasks, weighting, schedule, stop, threads=
     )
     sizes = {"num_tasks": training.num_tasks, "observation_size": O, "action_size": A}
     return Trainer(
-        agent=SAC(config, seed=1, **sizes),
+        agent=SAC(config, seed=1, device=device, **sizes),
         envs=training,
         # Smaller than what is seen, so that the ring goes round.
         replay=Replay(
@@ -68,18 +68,19 @@ def make_trainer(lines, directory, *, tasks, weighting, schedule, stop, threads=
             60,
             O,
             A,
-            generator=make_generator(1, "replay"),
+            generator=make_generator(1, "replay", device),
             steps=config.n_steps,
             discount=config.discount,
         ),
         schedule=schedule,
         logger=lines,
-        evaluate=lambda agent: evaluate(agent, evaluation),
+        evaluate=lambda agent: evaluate(agent, evaluation, device=device),
         save=lambda state, env_steps: save_checkpoint(
             directory, {**state, "lines": len(lines)}, env_steps=env_steps
         ),
         stop=stop,
         generator=make_generator(1, "warm-up"),
+        device=device,
     )
 
 
@@ -120,6 +121,23 @@ def test_stopped_anywhere_a_run_ends_with_the_same_bytes(tmp_path, weighting, ov
     assert len({row["progress/env_steps"] for row in whole[1]}) == 10
     stops = sorted(random.Random(f"{weighting} {overlap}").sample(range(0, 400, 8), 4))
     assert train(tmp_path / "stopped", stops, **options) == whole, stops
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_so_it_does_on_a_gpu_to_rounding(tmp_path):
+    """Updates are recorded anew after each stop, and may add up in another order."""
+    options = {"tasks": "toy", "weighting": "gradnorm+pcgrad", "device": "cuda"}
+    options["schedule"] = dataclasses.replace(SCHEDULE, overlap=True, update_ratio=2.0)
+    (_, whole), (_, stopped) = (
+        train(tmp_path / name, stops, **options) for name, stops in (("a", ()), ("b", (96, 240)))
+    )
+    assert [list(line) for line in stopped] == [list(line) for line in whole]
+    for line, expected in zip(stopped, whole, strict=True):
+        assert line["progress/env_steps"] == expected["progress/env_steps"]
+        assert line["progress/updates"] == expected["progress/updates"]
+        if "train/critic_loss/toy-reach" in line:
+            found = line["train/critic_loss/toy-reach"]
+            assert found == pytest.approx(expected["train/critic_loss/toy-reach"], rel=0.05)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
