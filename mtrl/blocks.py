@@ -109,7 +109,7 @@ def multiplying_out_is_cheaper(K: int, B: int, I: int, D: int) -> bool:  # noqa:
 
 
 def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:
-    return torch.bmm(vectors[:, strip].flatten(1, 2), vectors[:, rest].flatten(1, 2).mT)
+    return multiply(vectors[:, strip].flatten(1, 2), vectors[:, rest].flatten(1, 2).mT)
 
 
 @_kernel

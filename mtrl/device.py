@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Literal
 
 import torch
@@ -34,11 +35,11 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 def resolve_precision(name: PrecisionName, device: torch.device) -> Precision:
     """Return the precision of that name, as far as the device has it.
 
-    "auto" is bf16 where the hardware multiplies it: elsewhere it is correct, but many times slower
-    than fp32. "tf32" is fp32 where there is no TF32, which differs by being more exact.
+    "auto" is bf16 where the hardware multiplies it: elsewhere it is correct, but slower than fp32.
+    "tf32" is fp32 where there is no TF32, which differs by being more exact.
     """
     if name == "auto":
-        return "bf16" if _has_bf16(device) else "fp32"
+        return "bf16" if has_bf16(device) else "fp32"
     if name == "tf32" and not (device.type == "cuda" and _is_ampere_or_later(device)):
         return "fp32"
     return name
@@ -96,7 +97,9 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20) and mallopt(_M_TRIM_THRESHOLD, 512 << 20))
 
 
-def _has_bf16(device: torch.device) -> bool:
+@functools.cache
+def has_bf16(device: torch.device) -> bool:
+    """Tell whether the hardware multiplies bf16."""
     if device.type == "cuda":
         return _is_ampere_or_later(device)
     capabilities = torch.cpu.get_capabilities()
