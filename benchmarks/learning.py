@@ -76,6 +76,12 @@ STUDIES = {
     ),
     "mt10_balanced-critics": (0.5, f"--actor-weighting uniform {EARLY}"),
     "mt10_balanced-actor": (0.5, f"--critic-weighting uniform {EARLY}"),
+    # As many updates as with EARLY, each after four times as many steps.
+    "mt10_envs-32": (
+        0.5,
+        "--envs-per-task 32 --update-ratio 0.0625 --total-steps 2400000 --warmup-steps 240000 "
+        "--eval-every 1200000 --log-every 120000 --checkpoint-every 1200000",
+    ),
     "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),
     "mt50": (0.5, "--benchmark MT50 --total-steps 10000000"),
 } | {
