@@ -1,6 +1,6 @@
 """Does it learn? Train with several seeds, keep the curves, print when a success rate was reached.
 
-    python benchmarks/learning.py reach                         # one task, three seeds
+    python benchmarks/learning.py reach_fp32                    # one task, three seeds
     python benchmarks/learning.py reach_bf16                    # and in bf16
     python benchmarks/learning.py three                         # three tasks, three seeds
     python benchmarks/learning.py mt10 --seeds 1                # MT10 with the default options
