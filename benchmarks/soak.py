@@ -25,6 +25,7 @@ from mtrl.provenance import library_versions, machine
 
 ROOT = Path(__file__).parents[1]
 STOP_SECONDS = 60.0
+START_SECONDS = 600.0
 ALLOWED = {"resident_mib": 0.05, "threads": 0.0, "files": 0.0, "step_ms": 0.25}
 """Growth over the measured time, as a share of the mean, that noise explains."""
 
@@ -57,7 +58,17 @@ def sample(pid: int) -> dict[str, float]:
 
 
 def watch(process: subprocess.Popen[bytes], metrics: Path, seconds: float) -> dict[str, Samples]:
-    """Collect what a training does for a while: values and their times, by quantity."""
+    """Collect what a training does for a while: values and their times, by quantity.
+
+    The while begins with its first line of metrics, however long the machine takes to get there.
+    """
+    begin = time.monotonic()
+    while not (metrics.exists() and speeds(metrics)):
+        time.sleep(0.1)
+        if process.poll() is not None:
+            raise SystemExit(f"the training ended by itself, with code {process.returncode}")
+        if time.monotonic() - begin > START_SECONDS:
+            raise SystemExit(f"the training has logged no speed in {START_SECONDS} s")
     begin = time.monotonic()
     collected: dict[str, Samples] = {name: {"seconds": [], "values": []} for name in ALLOWED}
 
@@ -71,12 +82,18 @@ def watch(process: subprocess.Popen[bytes], metrics: Path, seconds: float) -> di
             raise SystemExit(f"the training ended by itself, with code {process.returncode}")
         for name, value in sample(process.pid).items():
             add(name, time.monotonic() - begin, value)
-    for row in read_metrics(metrics):
-        if rate := row.get("time/env_steps_per_second"):
-            add("step_ms", float(row["time/seconds"] or 0), 1000 / rate)
-    if not collected["step_ms"]["values"]:
-        raise SystemExit("the training has logged no speed in its time: give more --minutes")
+    for when, milliseconds in speeds(metrics):
+        add("step_ms", when, milliseconds)
     return collected
+
+
+def speeds(metrics: Path) -> list[tuple[float, float]]:
+    """Return the seconds of each line of training, and how long a step took by then."""
+    return [
+        (float(row["time/seconds"] or 0), 1000 / rate)
+        for row in read_metrics(metrics)
+        if (rate := row.get("time/env_steps_per_second"))
+    ]
 
 
 def slope(samples: Samples) -> dict[str, float]:
