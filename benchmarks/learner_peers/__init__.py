@@ -33,11 +33,11 @@ class Shape:
         bins = ", categorical critics" if self.categorical else ""
         return f"K={self.K}, B={self.B}, {self.depth} x {self.width}{norm}{bins}{critics}"
 
-    def config(self, weighting: Any = "uniform") -> SACConfig:
+    def config(self, critics: Any = "uniform", actor: Any = "uniform") -> SACConfig:
         """Return an agent's configuration; conflicts are measured only where they must be."""
         return SACConfig(
-            critic_weighting=weighting,
-            actor_weighting=weighting,
+            critic_weighting=critics,
+            actor_weighting=actor,
             critic_width=self.critic_width or self.width,
             critic_depth=self.depth,
             actor_width=self.width,
@@ -90,10 +90,10 @@ def least_operations(shape: Shape) -> int:
     return 2 * shape.K * shape.B * (forward + backward)
 
 
-def _ours(weighting: str) -> Callable[[Shape], Callable[[], Any]]:
+def _ours(critics: str, actor: str) -> Callable[[Shape], Callable[[], Any]]:
     def build(shape: Shape) -> Callable[[], Any]:
         agent = SAC(
-            shape.config(weighting),
+            shape.config(critics, actor),
             num_tasks=shape.K,
             observation_size=OBSERVATION,
             action_size=ACTION,
@@ -149,10 +149,12 @@ def _product(shape: Shape) -> Callable[[], Any]:
 
 CONTESTANTS: dict[str, Callable[[Shape], Callable[[], Any]]] = {
     "product": _product,
-    "ours": _ours("uniform"),
-    "pcgrad": _ours("pcgrad"),
-    "gradnorm": _ours("gradnorm"),
-    "surgery": _ours("gradnorm+pcgrad"),
+    "ours": _ours("uniform", "uniform"),
+    "pcgrad": _ours("pcgrad", "pcgrad"),
+    "gradnorm": _ours("gradnorm", "gradnorm"),
+    "surgery": _ours("gradnorm+pcgrad", "gradnorm+pcgrad"),
+    "critics'": _ours("gradnorm+pcgrad", "uniform"),
+    "actor's": _ours("uniform", "gradnorm+pcgrad"),
     "eager": _eager("uniform"),
     "jax": _jax,
     "eager, K passes": _eager("passes"),
