@@ -13,9 +13,9 @@ from torch import Tensor
 
 from . import dispatch
 from .compiler import Compiler
-from .products import multiply
+from .products import THIN, multiply
 
-ELEMENT_COST = 60
+ELEMENT_COST = 35
 """Writing and reading one number of J takes as long as this many multiplications and additions
 inside a matrix product, or so: an estimate that decides between two ways of equal result."""
 
@@ -23,8 +23,16 @@ TASKS_AT_ONCE = 10
 """Tasks in one strip of a symmetric product: fewer multiply less above the diagonal, more fill the
 processor better."""
 
-AT_A_TIME = 1024
-"""Columns of J whose inner products are found at a time: ten rows of them stay in the cache."""
+AT_A_TIME = 768
+"""Columns of J whose inner products are found at a time: seven rows of them stay in the innermost
+cache."""
+
+CACHE_WAY = 1024
+"""Numbers after which addresses fall into the same lines of the innermost cache, or a multiple."""
+
+FEW = 32
+"""Up to so many rows a task a kernel multiplies J out faster than the library, which is slow at
+products that sum over little, and knows of no zeros."""
 
 _kernel = Compiler("gramian", Path(__file__)).vectorised_kernel
 
@@ -59,9 +67,20 @@ class TaskBlocks:
         return self._rows
 
     def _multiply_out(self) -> Tensor:
-        flat = multiply(self.inputs.flatten(0, 1).mT, self._low.flatten(0, 1))
-        E, K = self.errors.shape[:2]
-        return flat.to(self.errors.dtype).view(E, K, flat.shape[-2], flat.shape[-1])
+        inputs, errors = self.inputs.flatten(0, 1), self._low.flatten(0, 1)
+        (E, K, B, I), D = self.inputs.shape, errors.shape[-1]  # noqa: E741
+        size = I * D
+        whole = self.errors.new_empty(E, K, _distance(self.errors, size))
+        rows = whole[..., :size].view(E, K, I, D)
+        if D <= THIN:
+            rows.copy_(multiply(errors.mT, inputs).mT.unflatten(0, (E, K)))
+        elif whole.dtype != errors.dtype:
+            rows.copy_(multiply(inputs.mT, errors).view(E, K, I, D))
+        elif dispatch.on_cpu(whole) and B <= FEW:
+            _products(inputs.contiguous().numpy(), errors.numpy(), whole.flatten(0, 1).numpy())
+        else:
+            torch.bmm(inputs.mT, errors, out=rows.flatten(0, 1))
+        return rows
 
     def gramian(self) -> Float[Tensor, "K K"]:
         """Return ``J @ J.T``, summed over the E networks."""
@@ -85,8 +104,11 @@ class TaskBlocks:
         rows = self.rows().flatten(2)
         if not dispatch.on_cpu(rows):
             return torch.bmm(rows, rows.mT).sum(dim=0)
-        gramian = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-        _inner_products(rows.numpy(), gramian.numpy(), np.zeros(1, rows.numpy().dtype))
+        E, K, P = rows.shape
+        gramian = torch.zeros(K, K, dtype=torch.float64)
+        # Whole rows with what lies between them: a kernel is several times faster without gaps.
+        whole = rows.as_strided((E, K, rows.stride(1)), rows.stride()).numpy()
+        _inner_products(whole, P, gramian.numpy(), np.zeros(1, whole.dtype))
         return gramian.to(rows.dtype)
 
     def _of_factors(self) -> Tensor:
@@ -112,57 +134,108 @@ def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:
     return multiply(vectors[:, strip].flatten(1, 2), vectors[:, rest].flatten(1, 2).mT)
 
 
+def _distance(like: Tensor, length: int) -> int:
+    """Return how far apart to lay rows of J.
+
+    Those of a network are often a power of two long. One after the other, the same columns of all
+    rows would compete for the same few lines of the caches.
+    """
+    if length <= AT_A_TIME or not dispatch.on_cpu(like):
+        return length
+    return -(-length // CACHE_WAY) * CACHE_WAY + AT_A_TIME + 16
+
+
 @_kernel
-def _inner_products(rows: NDArray[Any], gramian: NDArray[np.float64], zeros: NDArray[Any]) -> None:
+def _products(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) -> None:
+    """Write ``inputs[t].T @ errors[t]`` to the start of each row t.
+
+    Inputs of zero are passed over: after a ReLU they are half of all.
+    """
+    tasks, B, I = inputs.shape  # noqa: E741
+    D = errors.shape[-1]
+    factors, places = np.zeros(B + 4, inputs.dtype), np.zeros(B + 4, np.int64)
+    for t in range(tasks):
+        for i in range(I):
+            count = 0
+            for place in range(B):
+                factors[count], places[count] = inputs[t, place, i], place
+                count += inputs[t, place, i] != 0
+            factors[count : count + 4], places[count : count + 4] = 0, 0
+            row = rows[t, i * D : (i + 1) * D]
+            for first in range(0, max(count, 1), 4):
+                a, b = errors[t, places[first]], errors[t, places[first + 1]]
+                c, d = errors[t, places[first + 2]], errors[t, places[first + 3]]
+                of_a, of_b = factors[first], factors[first + 1]
+                of_c, of_d = factors[first + 2], factors[first + 3]
+                if first == 0:
+                    for n in range(D):
+                        row[n] = of_a * a[n] + of_b * b[n] + of_c * c[n] + of_d * d[n]
+                else:
+                    for n in range(D):
+                        row[n] += of_a * a[n] + of_b * b[n] + of_c * c[n] + of_d * d[n]
+
+
+@_kernel
+def _inner_products(
+    rows: NDArray[Any], length: int, gramian: NDArray[np.float64], zeros: NDArray[Any]
+) -> None:
     """Add the rows' inner products to a symmetric matrix; `zeros` are of the rows' type.
 
-    A general product computes each of them twice, and is at its slowest with so few rows.
+    A general product computes each of them twice, and is at its slowest with so few rows. Below the
+    diagonal `gramian` holds anything until the end.
     """
-    E, K, P = rows.shape
+    E, K, _ = rows.shape
     zero = zeros[0]
     for e in range(E):
-        for first in range(0, P, AT_A_TIME):
-            part = slice(first, min(P, first + AT_A_TIME))
-            for i in range(0, K - 1, 2):
-                # Two rows by four: a number that was read serves several products.
-                one, other = rows[e, i, part], rows[e, i + 1, part]
-                whole = i + (K - i) // 4 * 4
-                for j in range(i, whole, 4):
+        for first in range(0, length, AT_A_TIME):
+            part = slice(first, min(length, first + AT_A_TIME))
+            for i in range(0, K - 2, 3):
+                # Three rows by four, from the last on: a number that was read serves several sums.
+                x, y, z = rows[e, i, part], rows[e, i + 1, part], rows[e, i + 2, part]
+                j = K - 4
+                while j >= 0 and j > i - 4:
                     a, b = rows[e, j, part], rows[e, j + 1, part]
                     c, d = rows[e, j + 2, part], rows[e, j + 3, part]
-                    one_a, one_b, one_c, one_d = zero, zero, zero, zero
-                    other_a, other_b, other_c, other_d = zero, zero, zero, zero
-                    for p in range(len(one)):
-                        x, y = one[p], other[p]
-                        one_a += x * a[p]
-                        one_b += x * b[p]
-                        one_c += x * c[p]
-                        one_d += x * d[p]
-                        other_a += y * a[p]
-                        other_b += y * b[p]
-                        other_c += y * c[p]
-                        other_d += y * d[p]
-                    gramian[i, j] += one_a
-                    gramian[i, j + 1] += one_b
-                    gramian[i, j + 2] += one_c
-                    gramian[i, j + 3] += one_d
-                    gramian[i + 1, j] += other_a
-                    gramian[i + 1, j + 1] += other_b
-                    gramian[i + 1, j + 2] += other_c
-                    gramian[i + 1, j + 3] += other_d
-                for j in range(whole, K):
-                    a = rows[e, j, part]
-                    one_a, other_a = zero, zero
-                    for p in range(len(one)):
-                        one_a += one[p] * a[p]
-                        other_a += other[p] * a[p]
-                    gramian[i, j] += one_a
-                    gramian[i + 1, j] += other_a
-            if K % 2:
-                last, total = rows[e, K - 1, part], zero
-                for p in range(len(last)):
-                    total += last[p] * last[p]
-                gramian[K - 1, K - 1] += total
+                    xa, xb, xc, xd = zero, zero, zero, zero
+                    ya, yb, yc, yd = zero, zero, zero, zero
+                    za, zb, zc, zd = zero, zero, zero, zero
+                    for p in range(len(x)):
+                        xa += x[p] * a[p]
+                        ya += y[p] * a[p]
+                        za += z[p] * a[p]
+                        xb += x[p] * b[p]
+                        yb += y[p] * b[p]
+                        zb += z[p] * b[p]
+                        xc += x[p] * c[p]
+                        yc += y[p] * c[p]
+                        zc += z[p] * c[p]
+                        xd += x[p] * d[p]
+                        yd += y[p] * d[p]
+                        zd += z[p] * d[p]
+                    for row, (of_a, of_b, of_c, of_d) in enumerate(
+                        ((xa, xb, xc, xd), (ya, yb, yc, yd), (za, zb, zc, zd))
+                    ):
+                        gramian[i + row, j] += of_a
+                        gramian[i + row, j + 1] += of_b
+                        gramian[i + row, j + 2] += of_c
+                        gramian[i + row, j + 3] += of_d
+                    j -= 4
+                for k in range(i, j + 4):
+                    a = rows[e, k, part]
+                    xa, ya, za = zero, zero, zero
+                    for p in range(len(x)):
+                        xa += x[p] * a[p]
+                        ya += y[p] * a[p]
+                        za += z[p] * a[p]
+                    gramian[i, k] += xa
+                    gramian[i + 1, k] += ya
+                    gramian[i + 2, k] += za
+            for i in range(K // 3 * 3, K):
+                for k in range(i, K):
+                    x, a, xa = rows[e, i, part], rows[e, k, part], zero
+                    for p in range(len(x)):
+                        xa += x[p] * a[p]
+                    gramian[i, k] += xa
     for i in range(K):
         for j in range(i):
             gramian[i, j] = gramian[j, i]

@@ -28,8 +28,6 @@ def multiply(left: Float[Tensor, "E R I"], right: Float[Tensor, "E I D"]) -> Flo
     if right.shape[-1] == 1:
         columns = [a @ b for a, b in zip(left, right.squeeze(-1), strict=True)]
         return torch.stack(columns).unsqueeze(-1)
-    if left.shape[-2] == 1:
-        return multiply(right.mT, left.mT).mT
     if right.shape[-1] <= THIN < left.shape[-2]:
         return torch.bmm(right.mT, left.mT).mT.contiguous()
     return torch.bmm(left, right)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -168,7 +170,7 @@ def test_small_batches_are_not_multiplied_out(K, B, width, multiplied_out):
     assert blocks.multiplies_out() is multiplied_out
 
 
-@pytest.mark.parametrize("K", [1, 2, 7, 10])
+@pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 6, 7, 10, 11])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inner_products_of_long_rows(K, dtype, generator):
     inputs, errors = (_normal(generator, 2, K, 9, 50).to(dtype) for _ in range(2))
@@ -178,6 +180,33 @@ def test_inner_products_of_long_rows(K, dtype, generator):
     expected = (rows @ rows.mT).sum(dim=0).to(dtype)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(blocks.gramian(), expected, rtol=tolerance, atol=tolerance * 100)
+
+
+@pytest.mark.parametrize("B", [1, 3, 4, 6, 32, 33])
+@pytest.mark.parametrize(("I", "D"), [(5, 1), (40, 7), (30, 50), (1, 1000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_of_few_rows_many_of_which_are_zero(B, I, D, dtype, generator):  # noqa: E741
+    inputs, errors = _normal(generator, 2, 3, B, I), _normal(generator, 2, 3, B, D).float()
+    inputs = torch.where(inputs > 0.3, inputs, 0.0).to(dtype)
+    inputs[0, 1] = 0
+    errors = errors.double() if dtype == torch.float64 else errors
+    J = TaskBlocks(inputs, errors).rows()
+    assert J.dtype == errors.dtype
+    rounding = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2e-2}[dtype]
+    expected = inputs.double().mT @ errors.double()
+    torch.testing.assert_close(J.double(), expected, rtol=rounding, atol=rounding * B)
+    assert not J[0, 1].any()
+
+
+def test_what_is_not_finite_stays_in_the_gradients_of_its_task(generator):
+    inputs, errors = _normal(generator, 1, 3, 4, 20).relu(), _normal(generator, 1, 3, 4, 20)
+    inputs[0, 1, 2, 5] = math.nan
+    blocks = TaskBlocks(inputs, errors)
+    blocks.multiplies_out = lambda: True
+    assert blocks.rows()[0, 1, 5].isnan().all()
+    finite = blocks.gramian().isfinite()
+    assert finite[[0, 0, 2, 2], [0, 2, 0, 2]].all()
+    assert not finite[1].any()
 
 
 def test_weights_can_be_combined_without_a_gramian(example, generator):
