@@ -124,6 +124,10 @@ def main() -> None:
             command = f"{TRAIN} {arguments} {COMMON} --seed {seed} --run-dir runs/learning_{name}"
             train(command.split(), options.minutes)
             keep(name, f"python {command}", Path("runs") / f"learning_{name}")
+        if not (RESULTS / f"{name}.jsonl").exists():
+            raise SystemExit(
+                f"no curve of seed {seed} is kept: train it, or name others by --seeds"
+            )
         curve = [line for line in read_metrics(RESULTS / f"{name}.jsonl") if SUCCESS in line]
         rates = [line[SUCCESS] or 0.0 for line in curve]
         summary.add_row(str(seed), *summarise(curve, rates, threshold))

@@ -151,6 +151,8 @@ def report(folder: Path) -> None:
     for column in (*columns, "minutes"):
         table.add_column(column, justify="left" if column == "variant" else "right")
     names = {path.stem.rpartition("_seed")[0] for path in folder.glob("*_seed*.jsonl")}
+    if not names:
+        raise SystemExit(f"no curves are kept in {folder}")
     for name in sorted(names, key=[*VARIANTS, *sorted(names)].index):
         curves = [
             [row for row in read_metrics(path) if SUCCESS in row]

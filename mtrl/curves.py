@@ -104,6 +104,8 @@ def read_curve(path: Path) -> RunCurve:
     )
     if (np.diff(curve.steps) <= 0).any():
         raise UserError(f"`{path}` goes back in steps: give one file for each run")
+    if (np.diff(curve.seconds) < 0).any():
+        raise UserError(f"`{path}` goes back in time: restore the file")
     if not ((curve.success >= 0) & (curve.success <= 1)).all():
         raise UserError(f"`{path}` has a success rate outside of 0 to 1: restore the file")
     return curve

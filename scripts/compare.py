@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -64,10 +64,14 @@ def main() -> int:
     """Print the tables as the command line says."""
     options = parse_options(Options)
     setup_console()
+    if not options.threshold:
+        raise UserError("`--threshold` has no value: give success rates up to 1")
     for threshold in options.threshold:
         if not 0 < threshold <= 1:
             raise UserError(f"`--threshold` is {threshold}: give success rates up to 1")
     groups = read_groups(options.runs)
+    if options.markdown:  # where a bar would end the cell
+        groups = [replace(group, label=group.label.replace("|", r"\|")) for group in groups]
     standings = [stand(group, options.steps) for group in groups]
     budget = np.inf if options.steps is None else options.steps
     tables = [success_table(standings), threshold_table(groups, options.threshold, budget)]

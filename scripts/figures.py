@@ -34,6 +34,7 @@ STYLE: dict[Any, Any] = {
 # Okabe and Ito's colours, told apart with every common kind of colour blindness.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
+_HATCHES = ("", "////", "....", "xxxx")  # of bars, once colours repeat
 _STEPS = "environment steps, all tasks together"
 _SEED, _SAMPLES = 0, 2_000
 
@@ -87,7 +88,16 @@ def draw_tasks(groups: Sequence[Group]) -> Figure:
     for index, group in enumerate(groups):
         scores = group.curve.success[-1]  # (R, K)
         rows = np.arange(K) + (index + 0.5) * width - 0.4
-        drawn = axes.barh(rows, scores.mean(axis=0), width * 0.9, color=_look(index)[0])
+        hatch = _HATCHES[index // len(_COLOURS) % len(_HATCHES)]
+        drawn = axes.barh(
+            rows,
+            scores.mean(axis=0),
+            width * 0.9,
+            color=_look(index)[0],
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
+        )
         bars.append(drawn.patches[0])
         if len(scores) > 1:
             axes.plot(scores.T, rows, "o", ms=2.5, mfc="white", mec="0.2", mew=0.6, clip_on=False)
@@ -116,12 +126,13 @@ def draw_heatmap(groups: Sequence[Group]) -> Figure:
     size = (2.6 + 3.4 * columns, 1.2 + rows * (0.9 + 0.19 * K))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    longest = max(group.curve.steps[-1] for group in groups)
     for group, axes in zip(groups, panels, strict=False):
         edges = np.concatenate([[0], group.curve.steps])
         success = group.curve.success.mean(axis=1).T  # (K, T)
         mesh = axes.pcolormesh(edges, np.arange(K + 1), success, vmin=0, vmax=1, cmap="viridis")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlabel(_STEPS)
+        axes.set(xlabel=_STEPS, xlim=(0, longest))  # half as long looks half as long
         axes.set_title(_with_runs(group), size=9, parse_math=False)
         axes.tick_params(length=0)
     for axes in panels[len(groups) :]:

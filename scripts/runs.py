@@ -69,7 +69,7 @@ class Run:
         cores = machine["cores"]
         usable = machine.get("usable_cores", cores)
         parts = [
-            machine["cpu"],
+            str(machine["cpu"]),
             f"{cores} cores" if usable == cores else f"{usable} of {cores} cores",
         ]
         # A run from before there was a note of GPUs is told by its processor.
@@ -138,6 +138,7 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
     ]
     for group in groups:
         _warn_of_equal_seeds(group)
+        _warn_of_what_is_left_out(group)
     return groups
 
 
@@ -150,6 +151,20 @@ def _warn_of_equal_seeds(group: Group) -> None:
             "take them for independent",
             group.label,
             ", ".join(map(str, again)),
+        )
+
+
+def _warn_of_what_is_left_out(group: Group) -> None:
+    """Say so if a run goes on where the group ends, with its shortest run."""
+    end = group.curve.steps[-1]
+    if longer := [run for run in group.runs if run.curve.steps[-1] > end]:
+        _messages.warning(
+            "%s ends after %s steps, with the last evaluation that all of its runs have; %s went "
+            "on, to %s at most: name them apart to see the rest",
+            group.label,
+            f"{end:,}",
+            f"{len(longer)} of {len(group.runs)}",
+            f"{max(run.curve.steps[-1] for run in longer):,}",
         )
 
 
@@ -196,6 +211,8 @@ def _metrics(path: Path) -> Path:
             raise UserError(f"`RUN` {path} has no {_METRICS}: {remedy}")
         return path / _METRICS
     if not path.is_file():
+        if glob.has_magic(str(path)):
+            remedy += ", or NAME=PATTERN"
         raise UserError(f"`RUN` {path} does not exist: {remedy}")
     return path
 

@@ -56,6 +56,7 @@ def test_an_evaluation_without_one_of_the_tasks_is_left_out_and_told_of(write, c
         ([line(10, a=None)], "no evaluation"),
         ([line(20, a=0.5), line(20, a=0.6)], "goes back in steps"),
         ([line(20, a=0.5), line(10, a=0.6)], "goes back in steps"),
+        ([line(10, 5.0, a=0.5), line(20, 4.0, a=0.6)], "goes back in time"),
         ([line(10, a=1.5)], "outside of 0 to 1"),
         ([line(10, a=float("nan"))], "outside of 0 to 1"),
         ([line(10, a="high")], "eval/success_rate/a = 'high'"),

@@ -111,6 +111,12 @@ def test_with_a_budget_what_comes_later_is_not_reached(make_run, run):
     assert "ended sooner" not in run("compare", *names, "--threshold", "0.2").out
 
 
+def test_a_bar_in_a_name_ends_no_cell_of_markdown(two_groups, run):
+    out = run("compare", "a|b=good_seed1", "--markdown").out
+    assert r"a\|b" in out
+    assert "a|b" not in out
+
+
 def test_a_real_training_can_be_compared(finished, run):
     result = run("compare", "run")
     assert result.code == 0, result.err
@@ -126,6 +132,7 @@ def test_a_real_training_can_be_compared(finished, run):
         (["nowhere"], ["`RUN` nowhere does not exist"]),
         ([], ["`RUN` is missing"]),
         (["good_seed1", "--threshold", "50"], ["`--threshold` is 50", "up to 1"]),
+        (["good_seed1", "--threshold"], ["`--threshold` has no value"]),
         (["good_seed1", "--steps", "999"], ["`--steps` is 999", "at least 1000", "good"]),
         (["good_seed1", "--stepps", "999"], ["--stepps", "--steps"]),
     ],

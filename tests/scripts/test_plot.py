@@ -136,6 +136,15 @@ def test_many_groups_can_be_told_apart(make_run, tmp_path):
     paths = [make_run(f"run{index}", [[0.5, 0.5]], (1000,)) for index in range(16)]
     lines = draw_curves(read_groups(map(str, paths)), "mean").axes[0].get_lines()
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 16
+    bars = draw_tasks(read_groups(map(str, paths))).axes[0].containers
+    assert len({(bar[0].get_facecolor(), bar[0].get_hatch()) for bar in bars}) == 16
+
+
+def test_panels_have_one_time_axis(make_run):
+    shorter = make_run("shorter", [[0.5, 0.5]], (1000,))
+    longer = make_run("longer", [[0.5, 0.5]], (3000,))
+    panels = draw_heatmap(read_groups([str(shorter), str(longer)])).axes[:2]
+    assert [panel.get_xlim() for panel in panels] == [(0, 3000), (0, 3000)]
 
 
 @pytest.mark.parametrize(

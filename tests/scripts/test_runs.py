@@ -55,6 +55,17 @@ def test_a_seed_that_counts_twice_is_warned_about(make_run, read, caplog):
     assert message.startswith("mine has more than one run with seed 1, ")
 
 
+def test_what_a_group_leaves_out_of_its_longer_runs_is_told(make_run, read, caplog):
+    make_run("short", FLAT, (1000, 2000))
+    make_run("long", [*FLAT, FLAT[0]], (1000, 2000, 9000))
+    read("A=long", "B=short")
+    assert not caplog.messages
+    read("both=short", "both=long")
+    (message,) = caplog.messages
+    assert message.startswith("both ends after 2,000 steps")
+    assert "1 of 2 went on, to 9,000 at most" in message
+
+
 def test_an_option_that_a_run_is_too_old_for_makes_no_group(make_run, read):
     make_run("old_seed1", FLAT, config=config())
     make_run(
@@ -134,6 +145,7 @@ def test_the_protocol_is_what_all_runs_agree_on(make_run, read):
         ([], ["`RUN` is missing"]),
         (["nowhere"], ["nowhere does not exist", "metrics.jsonl"]),
         (["x=nowhere*"], ["nowhere* does not exist"]),
+        (["nowhere*"], ["nowhere* does not exist", "NAME=PATTERN"]),
         (["=good"], ["=good", "NAME=RUN"]),
         (["x="], ["x=", "NAME=RUN"]),
         (["empty"], ["empty has no metrics.jsonl"]),
