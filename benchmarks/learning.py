@@ -5,7 +5,7 @@
     python benchmarks/learning.py three                         # three tasks, three seeds
     python benchmarks/learning.py mt10 --seeds 1                # MT10 with the default options
     python benchmarks/learning.py mt10_uniform --seeds 1 2      # and with another weighting
-    python benchmarks/learning.py mt50 --seeds 1                # two thirds of MT50's budget
+    python benchmarks/learning.py mt50 --seeds 1                # MT50, in four hours
     python benchmarks/learning.py mt10 --only-report            # the table of kept curves
     python benchmarks/learning.py mt10 --only-report --threshold 0.7
 
@@ -83,7 +83,7 @@ STUDIES = {
         "--eval-every 1200000 --log-every 120000 --checkpoint-every 1200000",
     ),
     "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),
-    "mt50": (0.5, "--benchmark MT50 --total-steps 10000000"),
+    "mt50": (0.5, "--benchmark MT50 --eval-every 1250000"),
 } | {
     f"mt10_{weighting}": (0.5, f"{UNIFORM.replace('uniform', weighting)} {EARLY}")
     for weighting in ("uniform", "pcgrad", "gradnorm")
