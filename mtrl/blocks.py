@@ -107,7 +107,7 @@ class TaskBlocks:
         E, K, P = rows.shape
         gramian = torch.zeros(K, K, dtype=torch.float64)
         # Whole rows with what lies between them: a kernel is several times faster without gaps.
-        whole = rows.as_strided((E, K, rows.stride(1)), rows.stride()).numpy()
+        whole = rows.as_strided((E, K, _distance(rows, P)), rows.stride()).numpy()
         _inner_products(whole, P, gramian.numpy(), np.zeros(1, whole.dtype))
         return gramian.to(rows.dtype)
 

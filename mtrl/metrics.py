@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
+
+from . import dispatch
+from .compiler import Compiler
+
+_kernel = Compiler("metrics", Path(__file__)).kernel
 
 
 def conflict_metrics(gramian: Float[Tensor, "K K"]) -> dict[str, Tensor]:
@@ -19,6 +29,10 @@ def conflict_metrics(gramian: Float[Tensor, "K K"]) -> dict[str, Tensor]:
         zero gradient has cosine 0 with all others); ``norm``, the gradients' norms ``(K,)``.
     """
     K = len(gramian)
+    if dispatch.on_cpu(gramian):
+        summary = gramian.new_empty(2 + K)
+        _summarise(gramian.numpy(), summary.numpy())
+        return {"conflict_rate": summary[0], "cosine_min": summary[1], "norm": summary[2:]}
     norms = gramian.diagonal().clamp_min(0).sqrt()
     scale = torch.where(norms > 0, norms, 1.0)
     cosines = gramian / (scale[:, None] * scale[None, :])
@@ -26,3 +40,23 @@ def conflict_metrics(gramian: Float[Tensor, "K K"]) -> dict[str, Tensor]:
     conflicts = ((cosines < 0) & pairs).sum() / max(1, K * (K - 1) // 2)
     minimum = torch.where(pairs, cosines, 1.0).min()
     return {"conflict_rate": conflicts, "cosine_min": minimum, "norm": norms}
+
+
+@_kernel
+def _summarise(gramian: NDArray[Any], summary: NDArray[Any]) -> None:
+    """Write conflict rate, smallest cosine and norms: on a CPU, calls are what costs."""
+    K = len(gramian)
+    norms, conflicts, smallest = np.empty(K), 0, 1.0
+    for k in range(K):
+        square = gramian[k, k]
+        norms[k] = np.sqrt(0.0 if square < 0 else square)  # NaN stays
+    for i in range(K):
+        for j in range(i + 1, K):
+            length = norms[i] * norms[j]
+            cosine = gramian[i, j] / (length if length > 0 else 1.0)
+            conflicts += cosine < 0
+            if cosine < smallest or np.isnan(cosine):  # and nothing is smaller than NaN
+                smallest = cosine
+    summary[0] = conflicts / max(1, K * (K - 1) // 2)
+    summary[1] = smallest
+    summary[2:] = norms

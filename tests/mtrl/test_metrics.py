@@ -9,6 +9,8 @@ import torch
 
 from mtrl.metrics import conflict_metrics
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def _metrics(gradients: list[list[float]]) -> dict[str, torch.Tensor]:
     J = torch.tensor(gradients, dtype=torch.float64)
@@ -46,3 +48,13 @@ def test_single_task_agrees_with_itself():
     assert metrics["conflict_rate"] == 0
     assert metrics["cosine_min"] == 1
     assert metrics["norm"].tolist() == [5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_not_finite_shows_and_is_no_conflict(dtype):
+    gramian = torch.tensor([[1.0, -1.0, math.nan], [-1.0, 4.0, 1.0], [math.nan, 1.0, 9.0]])
+    metrics = conflict_metrics(gramian.to(dtype))
+    assert metrics["conflict_rate"] == pytest.approx(1 / 3)
+    assert metrics["cosine_min"].isnan()
+    assert metrics["norm"].tolist() == [1, 2, 3]
+    assert metrics["norm"].dtype == dtype
