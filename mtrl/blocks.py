@@ -58,29 +58,36 @@ class TaskBlocks:
     def __init__(self, inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> None:
         self.inputs, self.errors = inputs, errors
         self._low = errors.to(inputs.dtype)
-        self._rows: Tensor | None = None
+        self._length = inputs.shape[-1] * errors.shape[-1]
+        self._kept: Tensor | None = None
 
     def rows(self) -> Float[Tensor, "E K I D"]:
         """Return J."""
-        if self._rows is None:
-            self._rows = self._multiply_out()
-        return self._rows
+        return self._unflatten(self._spaced_rows()[..., : self._length])
+
+    def _unflatten(self, rows: Float[Tensor, "*batch ID"]) -> Float[Tensor, "*batch I D"]:
+        return rows.view(*rows.shape[:-1], self.inputs.shape[-1], self.errors.shape[-1])
+
+    def _spaced_rows(self) -> Float[Tensor, "E K _"]:
+        """Return the rows of J with unused numbers between them, multiplied out once."""
+        if self._kept is None:
+            self._kept = self._multiply_out()
+        return self._kept
 
     def _multiply_out(self) -> Tensor:
         inputs, errors = self.inputs.flatten(0, 1), self._low.flatten(0, 1)
-        (E, K, B, I), D = self.inputs.shape, errors.shape[-1]  # noqa: E741
-        size = I * D
-        whole = self.errors.new_empty(E, K, _distance(self.errors, size))
-        rows = whole[..., :size].view(E, K, I, D)
+        (E, K, B, _), D = self.inputs.shape, errors.shape[-1]
+        spaced = self.errors.new_empty(E, K, _distance(self.errors, self._length))
+        rows = self._unflatten(spaced[..., : self._length])
         if D <= THIN:
             rows.copy_(multiply(errors.mT, inputs).mT.unflatten(0, (E, K)))
-        elif whole.dtype != errors.dtype:
-            rows.copy_(multiply(inputs.mT, errors).view(E, K, I, D))
-        elif dispatch.on_cpu(whole) and B <= FEW:
-            _products(inputs.contiguous().numpy(), errors.numpy(), whole.flatten(0, 1).numpy())
+        elif spaced.dtype != errors.dtype:
+            rows.copy_(multiply(inputs.mT, errors).unflatten(0, (E, K)))
+        elif dispatch.on_cpu(spaced) and B <= FEW:
+            _products(inputs.contiguous().numpy(), errors.numpy(), spaced.flatten(0, 1).numpy())
         else:
             torch.bmm(inputs.mT, errors, out=rows.flatten(0, 1))
-        return rows
+        return spaced
 
     def gramian(self) -> Float[Tensor, "K K"]:
         """Return ``J @ J.T``, summed over the E networks."""
@@ -88,9 +95,8 @@ class TaskBlocks:
 
     def combine(self, weights: Float[Tensor, " K"]) -> Float[Tensor, "E I D"]:
         """Return ``weights @ J``."""
-        if self._rows is not None:
-            E, _, I, D = self._rows.shape  # noqa: E741
-            return (weights @ self._rows.flatten(2)).view(E, I, D)
+        if self._kept is not None:
+            return self._unflatten(weights @ self._kept[..., : self._length])
         scaled = (self.errors * weights[:, None, None]).to(self._low.dtype)
         product = multiply(self.inputs.flatten(1, 2).mT, scaled.flatten(1, 2))
         return product.to(self.errors.dtype)
@@ -101,15 +107,16 @@ class TaskBlocks:
         return multiplying_out_is_cheaper(K, B, I, D)
 
     def _of_rows(self) -> Tensor:
-        rows = self.rows().flatten(2)
-        if not dispatch.on_cpu(rows):
+        spaced = self._spaced_rows()
+        if not dispatch.on_cpu(spaced):
+            rows = spaced[..., : self._length]
             return torch.bmm(rows, rows.mT).sum(dim=0)
-        E, K, P = rows.shape
+        K = spaced.shape[1]
         gramian = torch.zeros(K, K, dtype=torch.float64)
-        # Whole rows with what lies between them: a kernel is several times faster without gaps.
-        whole = rows.as_strided((E, K, _distance(rows, P)), rows.stride()).numpy()
-        _inner_products(whole, P, gramian.numpy(), np.zeros(1, whole.dtype))
-        return gramian.to(rows.dtype)
+        # With what lies between the rows: a kernel is several times faster without strides.
+        whole = spaced.numpy()
+        _inner_products(whole, self._length, gramian.numpy(), np.zeros(1, whole.dtype))
+        return gramian.to(spaced.dtype)
 
     def _of_factors(self) -> Tensor:
         K, B = self.errors.shape[1:3]

@@ -66,7 +66,7 @@ PRESETS: dict[PresetName, Preset] = {
             "reward_scale": 1.0,
         },
     ),
-    # Updates are what a run is short of: twice as many, for an hour or two on two cores.
+    # Twice the default's updates, for an hour or two on two cores.
     "laptop": Preset(options={"update_ratio": 0.5}, agent=_LEARNED),
     "gpu": Preset(
         steps_per_task=2_000_000,
