@@ -78,6 +78,11 @@ VARIANTS = {
     "alpha-0.5": "--gradnorm-alpha 0.5 --gradnorm-actor-alpha 0.5",
     "alpha-1.5": "--gradnorm-alpha 1.5 --gradnorm-actor-alpha 1.5",
     "uniform": UNIFORM,
+    # A sixth more updates, which take as long as the default's with GradNorm and PCGrad.
+    "uniform-longer": (
+        f"{UNIFORM} --total-steps 280000 --eval-every 56000 --log-every 14000 "
+        "--checkpoint-every 280000"
+    ),
     "pcgrad": UNIFORM.replace("uniform", "pcgrad"),
     "gradnorm": UNIFORM.replace("uniform", "gradnorm"),
     "balanced-critics": "--actor-weighting uniform",

@@ -1,0 +1,80 @@
+"""What is the actor's running average worth? Evaluate each checkpoint's actor and its average.
+
+    python benchmarks/averaging.py RUN...
+
+Every checkpoint that the runs have is evaluated twice, on all goals of each task, without another
+step of training: once as always, with the average, once with the actor that it is the average of.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from tables import print_and_keep
+
+from mtrl.checkpoint import load_checkpoint
+from mtrl.device import resolve_device, set_threads, share_cores
+from mtrl.evaluate import evaluate
+from mtrl.run_directory import RunDirectory
+from scripts.config import Config
+from scripts.resuming import restore
+from scripts.training import make_agent, make_envs
+
+
+@dataclass(frozen=True)
+class Options:
+    """Whose actors to evaluate."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Directories of runs."""
+    save: str = "averaging"
+    """The file in benchmarks/results that the result is kept in."""
+
+
+def main() -> None:
+    """Evaluate and report."""
+    options = tyro.cli(Options)
+    rows = [row for path in options.runs for row in measure(path)]
+    if not rows:
+        raise SystemExit("no checkpoints in these runs: give directories of runs that have some")
+    runs = " ".join(f"runs/{path.name}" for path in options.runs)
+    command = f"python benchmarks/averaging.py {runs}"
+    print_and_keep("success of actors", rows, command=command, name=options.save)
+
+
+def measure(path: Path) -> list[dict[str, object]]:
+    """Evaluate the actor and the average of each checkpoint of a run."""
+    run = RunDirectory.open_existing(path)
+    config = Config.from_json(run.config)
+    device = resolve_device(config.device)
+    learning, simulating = share_cores(0, 0, overlap=False, device=device)
+    set_threads(learning)
+    environments = make_envs(
+        config, config.eval_envs_per_task, simulating, evaluation=True, whole_episodes=True
+    )
+    rows: list[dict[str, object]] = []
+    with closing(environments):
+        agent = make_agent(config, environments, device)
+
+        def success() -> float:
+            evaluation = evaluate(agent, environments, device=device)
+            assert evaluation is not None  # nobody asked it to stop
+            return round(float(np.mean(evaluation.success)), 3)
+
+        for directory in sorted(run.checkpoints_path.glob("step_*")):
+            loaded = load_checkpoint(directory, only=("agent",))
+            restore(agent, loaded.state["agent"], run)
+            averaged = success()
+            agent.averaged_actor.load_state_dict(agent.actor.state_dict())
+            row = {"env steps": loaded.label.env_steps, "average": averaged, "actor": success()}
+            rows.append({"run": path.name, **row})
+    return rows
+
+
+if __name__ == "__main__":
+    main()
