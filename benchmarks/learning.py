@@ -90,6 +90,11 @@ STUDIES = {
     ),
     "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),
     "mt50": (0.5, "--benchmark MT50 --eval-every 1250000"),
+    # With the warm-up that the kept run of `mt50` has, whose budget was 10 million at first.
+    "mt50_uniform": (
+        0.5,
+        f"{UNIFORM} --benchmark MT50 --warmup-steps 200000 --eval-every 1250000",
+    ),
 } | {
     f"mt10_{weighting}": (0.5, f"{UNIFORM.replace('uniform', weighting)} {EARLY}")
     for weighting in ("uniform", "pcgrad", "gradnorm")
