@@ -66,8 +66,8 @@ class Config:
     """Networks, losses, weightings."""
     batch_size: int = 32
     """Transitions per task in an update."""
-    update_ratio: float = 0.25
-    """Updates per environment step of a task: 0.25 is one after every fourth step of each task."""
+    update_ratio: float = 0.5
+    """Updates per environment step of a task: 0.5 is one after every second step of each task."""
     warmup_steps: int = 60_000
     """Steps with random actions and without updates, at the start."""
     replay_capacity: int = 100_000
