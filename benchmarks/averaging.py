@@ -54,9 +54,7 @@ def measure(path: Path) -> list[dict[str, object]]:
     device = resolve_device(config.device)
     learning, simulating = share_cores(0, 0, overlap=False, device=device)
     set_threads(learning)
-    environments = make_envs(
-        config, config.eval_envs_per_task, simulating, evaluation=True, whole_episodes=True
-    )
+    environments = make_envs(config, config.eval_envs_per_task, simulating, evaluation=True)
     rows: list[dict[str, object]] = []
     with closing(environments):
         agent = make_agent(config, environments, device)
@@ -73,6 +71,7 @@ def measure(path: Path) -> list[dict[str, object]]:
             agent.averaged_actor.load_state_dict(agent.actor.state_dict())
             row = {"env steps": loaded.label.env_steps, "average": averaged, "actor": success()}
             rows.append({"run": path.name, **row})
+            print(rows[-1], flush=True)
     return rows
 
 
