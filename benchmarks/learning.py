@@ -4,8 +4,9 @@
     python benchmarks/learning.py reach_bf16                    # and in bf16
     python benchmarks/learning.py three                         # three tasks, three seeds
     python benchmarks/learning.py mt10 --seeds 1                # MT10 with the default options
-    python benchmarks/learning.py mt10_uniform --seeds 1 2      # and with another weighting
-    python benchmarks/learning.py mt50 --seeds 1                # MT50, in seven hours
+    python benchmarks/learning.py mt10_uniform-whole            # and without balancing
+    python benchmarks/learning.py mt10_pcgrad --seeds 1 2       # a fifth of it, half the updates
+    python benchmarks/learning.py mt50 --seeds 1                # MT50; seven hours as projected
     python benchmarks/learning.py mt10 --only-report            # the table of kept curves
     python benchmarks/learning.py mt10 --only-report --threshold 0.7
 
@@ -93,6 +94,11 @@ STUDIES = {
         "--log-every 36000 --checkpoint-every 360000",
     ),
     "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),  # as "mt10", to its end
+    # Does it take balancing of gradients, or do rewards of one size do as well?
+    "mt10_uniform-normalized": (
+        0.5,
+        f"{UNIFORM} --normalize-rewards --reward-scale 1 {TENTHS}",
+    ),
     "mt50": (0.5, MT50),
     "mt50_updates-half": (0.5, f"{HALF} {MT50}"),
     "mt50_uniform": (0.5, f"{UNIFORM} {HALF} {MT50}"),

@@ -77,13 +77,15 @@ class TaskBlocks:
     def _multiply_out(self) -> Tensor:
         inputs, errors = self.inputs.flatten(0, 1), self._low.flatten(0, 1)
         (E, K, B, _), D = self.inputs.shape, errors.shape[-1]
+        if not dispatch.on_cpu(errors):
+            return torch.bmm(inputs.mT, errors).to(self.errors.dtype).view(E, K, -1)
         spaced = self.errors.new_empty(E, K, _distance(self.errors, self._length))
         rows = self._unflatten(spaced[..., : self._length])
         if D <= THIN:
             rows.copy_(multiply(errors.mT, inputs).mT.unflatten(0, (E, K)))
         elif spaced.dtype != errors.dtype:
             rows.copy_(multiply(inputs.mT, errors).unflatten(0, (E, K)))
-        elif dispatch.on_cpu(spaced) and B <= FEW:
+        elif B <= FEW:
             _products(inputs.contiguous().numpy(), errors.numpy(), spaced.flatten(0, 1).numpy())
         else:
             torch.bmm(inputs.mT, errors, out=rows.flatten(0, 1))

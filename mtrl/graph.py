@@ -1,4 +1,4 @@
-"""Updates in any number: one by one on a CPU, many with one launch on a GPU."""
+"""Updates in any number: one by one on a CPU, compiled or not, many with one launch on a GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .compiled import Compiled
 
 WARM_UP = 3
 """Calls before a GPU's are captured: libraries and optimizers set themselves up in the first."""
@@ -26,6 +28,7 @@ class Updates:
         at_once: n, how many a graph holds. What is left of a number is taken one by one.
         generators: All that `update` draws from; a graph has to know them.
         device: Where `update` works.
+        compiled: On a CPU, compile the update (`mtrl.compiled.Compiled`), on the same terms.
     """
 
     def __init__(
@@ -35,8 +38,10 @@ class Updates:
         at_once: int,
         generators: Sequence[torch.Generator],
         device: torch.device | str,
+        compiled: bool = False,
     ) -> None:
         self._update = update
+        self._compiled = compiled
         self._at_once = at_once
         self._generators = generators
         self._device = torch.device(device)
@@ -56,13 +61,16 @@ class Updates:
         return metrics
 
     def forget(self) -> None:
-        """Capture anew. Necessary once state was loaded: it may live in other memory."""
+        """Capture or compile anew. Necessary once state was loaded: it may live in other memory."""
+        self._one: Callable[[], dict[str, Tensor]] | None = None
         self._warm_ups = 0
         self._graphs: dict[int, tuple[Any, dict[str, Tensor]]] = {}
 
     def _take(self, size: int) -> dict[str, Tensor]:
         if self._device.type != "cuda":
-            return self._run(size)
+            if self._one is None:
+                self._one = Compiled(self._update) if self._compiled else self._update
+            return _repeat(self._one, size)
         if self._warm_ups < WARM_UP:
             self._warm_ups += 1
             return self._run_on_side_stream(size)
@@ -72,18 +80,12 @@ class Updates:
         graph.replay()
         return metrics
 
-    def _run(self, size: int) -> dict[str, Tensor]:
-        metrics: dict[str, Tensor] = {}
-        for _ in range(size):
-            metrics = self._update()
-        return metrics
-
     def _run_on_side_stream(self, size: int) -> dict[str, Tensor]:
         # Capture wants all memory of the first calls, autograd's too, off the default stream.
         side, current = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            metrics = self._run(size)
+            metrics = _repeat(self._update, size)
         current.wait_stream(side)
         return metrics
 
@@ -92,5 +94,12 @@ class Updates:
         for generator in self._generators:
             graph.register_generator_state(generator)
         with torch.cuda.graph(graph):
-            metrics = self._run(size)
+            metrics = _repeat(self._update, size)
         return graph, metrics
+
+
+def _repeat(update: Callable[[], dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+    metrics: dict[str, Tensor] = {}
+    for _ in range(count):
+        metrics = update()
+    return metrics

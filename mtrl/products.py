@@ -19,10 +19,10 @@ def multiply(left: Float[Tensor, "E R I"], right: Float[Tensor, "E I D"]) -> Flo
     A CPU that cannot multiply bf16 multiplies the same numbers as fp32, which is exact, adds them
     up as such, as one that can does too, and rounds what comes out: fifty times faster than torch.
     """
-    if not dispatch.on_cpu(left):
-        return torch.bmm(left, right)
     if left.dtype == torch.bfloat16 and not has_bf16(left.device):
         return multiply(left.float(), right.float()).to(torch.bfloat16)
+    if not dispatch.on_cpu(left):
+        return torch.bmm(left, right)
     if left.shape[-1] == 1:
         return left * right
     if right.shape[-1] == 1:

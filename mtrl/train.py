@@ -37,6 +37,8 @@ class Schedule:
     checkpoint_every: int
     overlap: bool = False
     """Learn while the environments take their next step, from what was there before it."""
+    compile: bool = False
+    """Compile updates, on a CPU; see `mtrl.compiled`."""
 
     def updates_after(self, env_steps: int, num_tasks: int) -> int:
         """Return how many updates must have happened after so many environment steps."""
@@ -134,6 +136,7 @@ class Trainer:
             at_once=max(1, math.floor(per_step)),
             generators=(*self.agent.generators, self.replay.generator),
             device=self.device,
+            compiled=self.schedule.compile,
         )
 
     def run(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 import envs
 from mtrl.checkpoint import load_latest
+from mtrl.compiled import compiler_version
 from mtrl.device import resolve_precision
 from mtrl.errors import UserError
 from mtrl.logging import JsonlLogger, Mark, read_metrics
@@ -123,6 +124,8 @@ def tell_differences(state: State, run: RunDirectory, device: torch.device) -> N
 
 def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | int | None]:
     """Return what decides how numbers round; the count of simulation threads does not."""
+    # A run from before there was such an option has none.
+    compiles = run.config.get("compile", False) and device.type == "cpu"
     return {
         **library_versions(),
         "cpu": machine()["cpu"],
@@ -131,6 +134,7 @@ def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | in
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": _PRECISIONS[resolve_precision(run.config["precision"], device)],
         "learner threads": torch.get_num_threads(),
+        "compiled by": compiler_version() if compiles else None,
     }
 
 

@@ -13,6 +13,7 @@ import torch
 import envs
 from agents import SAC
 from mtrl.blocks import multiplying_out_is_cheaper
+from mtrl.compiled import compiler_version
 from mtrl.device import (
     keep_freed_memory,
     resolve_device,
@@ -76,6 +77,8 @@ def train(config: Config) -> int:
     console = setup_console()
     device = resolve_device(config.device)
     require_memory(memory_needs(config), device)
+    if config.compile and device.type == "cpu":
+        compiler_version()  # or a remedy
     task_names = envs.task_names(config.benchmark)
     learning, simulating = share_cores(
         config.threads, config.simulation_threads, overlap=config.overlap, device=device

@@ -71,7 +71,7 @@ class PCGrad:
     def draw_order(self, num_tasks: int, device: torch.device) -> Int[Tensor, "K K-1"]:
         """Draw, for each task, a random order of the other tasks."""
         keys = torch.rand(num_tasks, num_tasks, generator=self._generator, device=device)
-        keys.fill_diagonal_(2.0)  # a task itself sorts last, and is cut off
+        keys.diagonal().fill_(2.0)  # a task itself sorts last, and is cut off
         return keys.argsort(dim=1)[:, : num_tasks - 1]
 
     def state_dict(self) -> State:

@@ -123,6 +123,16 @@ def test_stopped_anywhere_a_run_ends_with_the_same_bytes(tmp_path, weighting, ov
     assert train(tmp_path / "stopped", stops, **options) == whole, stops
 
 
+def test_so_it_does_where_updates_are_compiled(tmp_path):
+    """Each process compiles for itself, and not one update is taken otherwise."""
+    schedule = dataclasses.replace(SCHEDULE, total_steps=120, eval_every=10**9, compile=True)
+    options = {"tasks": "toy", "weighting": "uniform"}
+    whole = train(tmp_path / "whole", schedule=schedule, **options)
+    assert train(tmp_path / "stopped", [88], schedule=schedule, **options) == whole
+    plain = dataclasses.replace(schedule, compile=False)
+    assert train(tmp_path / "plain", schedule=plain, **options)[0] != whole[0]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_so_it_does_on_a_gpu_to_rounding(tmp_path):
     """Updates are recorded anew after each stop, and may add up in another order."""

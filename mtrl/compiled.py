@@ -1,0 +1,247 @@
+"""A whole update as one compiled function: for a CPU what a CUDA graph is for a GPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import dispatch
+from .cache import cache_folder
+from .errors import UserError
+
+_messages = logging.getLogger("mtrl")
+
+REMEDY = "install g++ or clang++ and Python's headers, or give `--no-compile`"
+
+
+class Compiled:
+    """An update, compiled to one function by torch's compiler.
+
+    An update of small networks is a thousand calls from Python into torch, which take as long as
+    what they compute, and each reads from memory what the one before has just written. Compiled,
+    it is one call, and what belongs together stays in the processor's registers and caches.
+
+    What is compiled are the operations that a CUDA graph would repeat (`mtrl.graph.Updates`), and
+    the terms are the same: static shapes, no question to the device, state that stays in its
+    memory. Two things differ from a recording. To see the operations the update is rehearsed, and
+    all that the rehearsal wrote or drew is undone, so that the first update that counts is a
+    compiled one. And what an update draws at random is drawn by torch, in the update's order,
+    before each call. Results equal the update's own but for the order of sums.
+
+    Args:
+        update: Takes one update and returns metrics. What it reads and changes are tensors.
+
+    Raises:
+        UserError: There is no compiler for C++, or it fails.
+    """
+
+    def __init__(self, update: Callable[[], dict[str, Tensor]]) -> None:
+        compiler_version()  # or a remedy
+        _messages.info("compiling an update: a minute or two, less where it was done before")
+        with dispatch.portable():
+            with _Rehearsal() as rehearsal:  # what is allocated at first use must be there already
+                update()
+            rehearsal.undo()
+            rehearsal, names = _Rehearsal(), list[str]()
+
+            def observed() -> list[Tensor]:
+                with rehearsal:
+                    metrics = update()
+                names[:] = metrics
+                return list(metrics.values())
+
+            traced = make_fx(observed, decomposition_table=_DECOMPOSITIONS)()
+            rehearsal.undo()
+        self._names = names
+        graph, self._inputs = _lift_tensors(traced)
+        places = {_place(tensor): number for number, tensor in enumerate(self._inputs)}
+        self._draws = [(places[_place(drawn)], draw) for draw, drawn in rehearsal.draws]
+        self._function = _compile(graph, self._inputs)
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Take one update."""
+        for number, draw in self._draws:
+            self._inputs[number] = draw()
+        with torch.no_grad():
+            return dict(zip(self._names, self._function(*self._inputs), strict=True))
+
+
+def compiler_version() -> str:
+    """Name the C++ compiler that is used: it has a say in how results round.
+
+    Raises:
+        UserError: There is none.
+    """
+    inductor = _torch_compiler()
+    try:
+        command = [inductor.cpp_builder.get_cpp_compiler(), "--version"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (inductor.exc.InvalidCxxCompiler, OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"`--compile` needs a C++ compiler, found none: {REMEDY}.") from error
+    return told.split("\n")[0]
+
+
+class _Rehearsal(TorchDispatchMode):
+    """Watches what is written and drawn, to undo it, and keeps draws out of what is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws: list[tuple[Callable[[], Tensor], Tensor]] = []
+        self._written: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        with disable_proxy_modes_tracing():
+            for tensor in _written_by(func, args, kwargs):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self._written:
+                    self._written[storage.data_ptr()] = storage, storage.clone()
+            generator = kwargs.get("generator")
+            if generator is not None:
+                self._generators.setdefault(id(generator), (generator, generator.get_state()))
+                draw = functools.partial(func, *args, **kwargs)
+                # A tensor that the trace has not seen being made counts as one from outside.
+                self.draws.append((draw, draw()))
+                return self.draws[-1][1]
+        return func(*args, **kwargs)
+
+    def undo(self) -> None:
+        """Put back what was there before."""
+        for storage, before in self._written.values():
+            storage.copy_(before)
+        for generator, state in self._generators.values():
+            generator.set_state(state)
+
+
+def _written_by(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors that an operation changes."""
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[number] if number < len(args) else kwargs.get(argument.name)
+        yield from [value] if isinstance(value, Tensor) else value or ()
+
+
+def _lift_tensors(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """Turn the tensors that a trace has met, but not made, into its inputs.
+
+    As constants, small ones would be compiled in with the values that they had.
+
+    Returns:
+        The function of those tensors, and the tensors.
+    """
+    inputs: list[Tensor] = []
+    placeholders: dict[tuple[Any, ...], Any] = {}
+    graph = traced.graph
+    first, *_ = graph.nodes
+    met = [node for node in graph.nodes if node.op == "get_attr"]
+    for node in met:
+        tensor = getattr(traced, node.target)
+        if (place := _place(tensor)) not in placeholders:
+            with graph.inserting_before(first):
+                placeholders[place] = graph.placeholder(f"input_{len(inputs)}")
+            inputs.append(_same_memory(tensor))
+        node.replace_all_uses_with(placeholders[place])
+    for node in met:
+        graph.erase_node(node)
+    # In a module without them: what it still had of its own would become inputs as well.
+    return GraphModule(torch.nn.Module(), graph), inputs
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where and how a tensor lies: the same for a parameter and what it detached to."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _same_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same memory that is neither a parameter nor a view of another.
+
+    Views would be taken for what may overlap, and looked up in the tensor that they were made of.
+    """
+    storage, offset = tensor.untyped_storage(), tensor.storage_offset()
+    return tensor.new_empty(0).set_(storage, offset, tensor.shape, tensor.stride())
+
+
+def _compile(graph: GraphModule, inputs: list[Any]) -> Callable[..., Sequence[Tensor]]:
+    inductor = _torch_compiler()
+    # Its cache of graphs would be unpickled; machine code is found again by its source's digest.
+    options = {"fx_graph_cache": False, "compile_threads": 1}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compiled: Callable[..., Sequence[Tensor]] = inductor.compile(
+                graph, inputs, options=options
+            )
+        except (inductor.exc.CppCompileError, inductor.exc.InvalidCxxCompiler) as error:
+            raise UserError(f"`--compile` failed ({error}): {REMEDY}.") from error
+    return compiled
+
+
+def _torch_compiler() -> Any:
+    """Import torch's compiler, which takes a second or two and decides where it keeps its files."""
+    folder = cache_folder("torch", torch.__version__)
+    if folder is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    return importlib.import_module("torch._inductor")
+
+
+def _fused_adam(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    first_moments: Sequence[Tensor],
+    second_moments: Sequence[Tensor],
+    _: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    eps: float,
+    amsgrad: bool,
+    maximize: bool,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """Take the fused kernel's step in operations that can be fused with what is around them."""
+    assert (weight_decay, amsgrad, maximize) == (0, False, False)  # not in use
+    lists = (parameters, gradients, first_moments, second_moments, steps)
+    for parameter, gradient, first, second, step in zip(*lists, strict=True):
+        if grad_scale is not None:
+            gradient = gradient / grad_scale
+        new_first = torch.lerp(first, gradient, 1 - beta1)
+        new_second = torch.lerp(second, gradient.square(), 1 - beta2)
+        # In double precision, as there: in single, 1 - 0.999 has lost four digits of seven.
+        exponent = step.double()
+        correction = (1 - beta2**exponent).sqrt().float()
+        rate = (lr / (1 - beta1**exponent)).float()
+        new = parameter - rate * new_first / (new_second.sqrt() / correction + eps)
+        for old, value in ((first, new_first), (second, new_second), (parameter, new)):
+            old.copy_(value if found_inf is None else torch.where(found_inf == 0, value, old))
+
+
+def _foreach_lerp(averages: Sequence[Tensor], targets: Sequence[Tensor], weight: float) -> None:
+    for average, target in zip(averages, targets, strict=True):
+        average.lerp_(target, weight)
+
+
+_DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._fused_adam_.default: _fused_adam,
+    torch.ops.aten._fused_adam_.tensor_lr: _fused_adam,
+    torch.ops.aten._foreach_lerp_.Scalar: _foreach_lerp,
+}

@@ -1,0 +1,82 @@
+"""A compiled update is the update, and compiling it changes nothing."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from agents import SAC, SACConfig
+from mtrl.compiled import Compiled, compiler_version
+from mtrl.errors import UserError
+from mtrl.seeding import make_generator
+from mtrl.state_tree import fingerprint
+from mtrl.types import Batch
+
+# Every step of torch's compiler is told to this logger, and pytest keeps it all.
+logging.getLogger("torch.__trace").setLevel(logging.WARNING)
+
+K, B, O, A = 3, 8, 5, 2  # noqa: E741
+
+
+class Learner:
+    """A SAC agent and the batches it learns from, drawn afresh each time."""
+
+    def __init__(self, **options):
+        config = SACConfig(
+            critic_width=16, actor_width=16, critic_depth=1, actor_depth=1, **options
+        )
+        self.agent = SAC(config, num_tasks=K, observation_size=O, action_size=A, seed=0)
+        self.generator = make_generator(0, "batches")
+
+    def update(self):
+        observations, following = self._normal(2, K, B, O)
+        rewards, ends = self._normal(2, K, B)
+        actions = self._normal(K, B, A).tanh()
+        batch = Batch(
+            observations, actions, rewards, following, (ends > 1).float(), rewards * 0 + 1
+        )
+        return self.agent.update(batch)
+
+    def _normal(self, *shape):
+        return torch.randn(shape, generator=self.generator)
+
+    def state(self):
+        return {**self.agent.state_dict(), "batches": self.generator.get_state()}
+
+
+def test_a_compiled_update_is_the_update():
+    """And compiling takes no step and draws nothing."""
+    options = {"normalize_rewards": True, "learning_rate_half_life": 5.0, "reset_every": 11}
+    compiled, plain = (Learner(task_embedding=4, **options) for _ in range(2))
+    before = fingerprint(compiled.state())
+    updates = Compiled(compiled.update)
+    assert fingerprint(compiled.state()) == before
+    for _ in range(15):
+        metrics, expected = updates(), plain.update()
+        torch.testing.assert_close(metrics, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled.state(), plain.state(), rtol=1e-4, atol=1e-5)
+
+
+def test_small_state_is_read_anew_in_each_call():
+    """What is compiled in as a constant stays what it was."""
+    scalar, vector, total = torch.tensor(1.0), torch.ones(3), torch.zeros(1)
+
+    def update():
+        total.add_(scalar * vector.sum())
+        return {"total": total.clone()}
+
+    compiled = Compiled(update)
+    assert compiled()["total"] == 3
+    scalar.fill_(2)
+    vector[0] = 5
+    assert compiled()["total"] == 3 + 2 * 7
+    assert total == 17
+
+
+def test_without_a_compiler_there_is_a_remedy():
+    compiler_version()
+    nothing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with nothing, pytest.raises(UserError, match=r"C\+\+.*--no-compile"):
+        compiler_version()
