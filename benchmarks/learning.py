@@ -94,11 +94,6 @@ STUDIES = {
         "--log-every 36000 --checkpoint-every 360000",
     ),
     "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),  # as "mt10", to its end
-    # Does it take balancing of gradients, or do rewards of one size do as well?
-    "mt10_uniform-normalized": (
-        0.5,
-        f"{UNIFORM} --normalize-rewards --reward-scale 1 {TENTHS}",
-    ),
     "mt50": (0.5, MT50),
     "mt50_updates-half": (0.5, f"{HALF} {MT50}"),
     "mt50_uniform": (0.5, f"{UNIFORM} {HALF} {MT50}"),

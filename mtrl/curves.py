@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,19 @@ from .logging import read_metrics
 _messages = logging.getLogger("mtrl")
 
 _SUCCESS = "eval/success_rate/"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What runs may take, to be compared by as much of it.
+
+    Attributes:
+        steps: Environment steps over all tasks.
+        seconds: Wall clock, evaluations included.
+    """
+
+    steps: float = math.inf
+    seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -38,17 +52,18 @@ class RunCurve:
     seconds: Float[np.ndarray, " T"]
     success: Float[np.ndarray, "T K"]
 
-    def reached(self, threshold: float, *, within: float = np.inf) -> tuple[float, float]:
+    def reached(self, threshold: float, within: Budget = Budget()) -> tuple[float, float]:
         """Return the steps and seconds of the first evaluation whose mean success is as high.
 
         Args:
             threshold: A success rate.
-            within: Later evaluations do not count, in steps.
+            within: Later evaluations do not count.
 
         Returns:
             Both are infinite if there is none.
         """
-        high = np.flatnonzero((self.success.mean(axis=1) >= threshold) & (self.steps <= within))
+        in_time = (self.steps <= within.steps) & (self.seconds <= within.seconds)
+        high = np.flatnonzero((self.success.mean(axis=1) >= threshold) & in_time)
         if not high.size:
             return np.inf, np.inf
         return float(self.steps[high[0]]), float(self.seconds[high[0]])
@@ -69,6 +84,11 @@ class GroupCurve:
     steps: Int[np.ndarray, " T"]
     seconds: Float[np.ndarray, "T R"]
     success: Float[np.ndarray, "T R K"]
+
+    def evaluations(self, within: Budget) -> int:
+        """Return how many of the T evaluations come within a budget, on average over the runs."""
+        in_time = (self.steps <= within.steps) & (self.seconds.mean(axis=1) <= within.seconds)
+        return int(in_time.sum())  # steps and seconds increase
 
 
 def read_curve(path: Path) -> RunCurve:

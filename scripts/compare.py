@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mtrl.curves import Budget
 from mtrl.errors import UserError
 from mtrl.progress import setup_console
 from mtrl.statistics import bootstrap_interval, iqm, mean, probability_of_improvement
@@ -35,6 +36,8 @@ class Options:
     """Success rates whose first reaching is told, in steps and minutes."""
     steps: int | None = None
     """Compare at the latest evaluation by so many steps; by default at each group's last."""
+    minutes: float | None = None
+    """Compare at the latest evaluation by so many minutes, on average over a group's runs."""
     per_task: bool = False
     """Also show each task's success."""
     markdown: bool = False
@@ -72,8 +75,11 @@ def main() -> int:
     groups = read_groups(options.runs)
     if options.markdown:  # where a bar would end the cell
         groups = [replace(group, label=group.label.replace("|", r"\|")) for group in groups]
-    standings = [stand(group, options.steps) for group in groups]
-    budget = np.inf if options.steps is None else options.steps
+    budget = Budget(
+        np.inf if options.steps is None else options.steps,
+        np.inf if options.minutes is None else 60 * options.minutes,
+    )
+    standings = [stand(group, budget) for group in groups]
     tables = [success_table(standings), threshold_table(groups, options.threshold, budget)]
     if len(standings) > 1:
         tables.append(improvement_table(standings))
@@ -100,21 +106,21 @@ def show(tables: Sequence[Table], lines: Sequence[str], *, markdown: bool) -> No
         console.print(line, soft_wrap=True, markup=False)
 
 
-def stand(group: Group, steps: int | None) -> Standing:
-    """Find a group's latest evaluation by so many steps, or its last.
+def stand(group: Group, budget: Budget) -> Standing:
+    """Find a group's latest evaluation within a budget.
 
     Raises:
         UserError: it was not evaluated by then.
     """
-    index = len(group.curve.steps) - 1
-    if steps is not None:
-        index = int(np.searchsorted(group.curve.steps, steps, side="right")) - 1
-    if index < 0:
-        first = group.curve.steps[0]
-        raise UserError(
-            f"`--steps` is {steps}: give at least {first}, where {group.label} was first evaluated"
-        )
-    return Standing(group, index)
+    evaluations = group.curve.evaluations(budget)
+    if not evaluations:
+        steps, minutes = group.curve.steps[0], group.curve.seconds[0].mean() / 60
+        if budget.steps < steps:
+            asked, least = f"`--steps` is {budget.steps:g}", f"{steps}"
+        else:
+            asked, least = f"`--minutes` is {budget.seconds / 60:g}", f"{minutes:.1f}"
+        raise UserError(f"{asked}: give at least {least}, where {group.label} was first evaluated")
+    return Standing(group, evaluations - 1)
 
 
 def success_table(standings: Sequence[Standing]) -> Table:
@@ -137,17 +143,17 @@ def success_table(standings: Sequence[Standing]) -> Table:
     return table
 
 
-def threshold_table(groups: Sequence[Group], thresholds: Sequence[float], budget: float) -> Table:
+def threshold_table(groups: Sequence[Group], thresholds: Sequence[float], budget: Budget) -> Table:
     """Tell how soon each group gets how far: medians over its runs.
 
-    A run that does not get there, within so many steps, counts as taking forever, so that the
+    A run that does not get there, within the budget, counts as taking forever, so that the
     median is one of all runs.
     """
     columns = ("success", "reached by", "steps", "per task", "minutes")
     table = make_table("Steps and minutes to a success rate", "group", columns)
     for threshold in thresholds:
         for group in groups:
-            runs = [run.curve.reached(threshold, within=budget) for run in group.runs]
+            runs = [run.curve.reached(threshold, budget) for run in group.runs]
             reached = np.array(runs)
             steps, seconds = np.median(reached, axis=0)
             cells = [f"{threshold:g}", f"{np.isfinite(reached[:, 0]).sum()} of {len(reached)}"]
@@ -203,7 +209,7 @@ def interval(statistic: Callable[..., np.ndarray], *scores: np.ndarray) -> str:
     return "-" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
 
 
-def notes(standings: Sequence[Standing], thresholds: Sequence[float], budget: float) -> list[str]:
+def notes(standings: Sequence[Standing], thresholds: Sequence[float], budget: Budget) -> list[str]:
     """Say under which protocol, from which seeds, on what hardware, and what to be careful with."""
     groups = [standing.group for standing in standings]
     lines = [
@@ -224,7 +230,7 @@ def notes(standings: Sequence[Standing], thresholds: Sequence[float], budget: fl
     elif fewest < 5:
         lines.append("Intervals of fewer than five runs are too narrow; train more seeds.")
     if len({standing.steps for standing in standings}) > 1:
-        advice = "" if np.isfinite(budget) else "; --steps N compares them by the same budget"
+        advice = "; --steps N compares them by the same budget" if budget == Budget() else ""
         lines.append(f"The groups stand at different steps{advice}.")
     if names := ended_early(groups, thresholds, budget):
         lines.append(
@@ -234,14 +240,17 @@ def notes(standings: Sequence[Standing], thresholds: Sequence[float], budget: fl
     return lines
 
 
-def ended_early(groups: Sequence[Group], thresholds: Sequence[float], budget: float) -> list[str]:
+def ended_early(groups: Sequence[Group], thresholds: Sequence[float], budget: Budget) -> list[str]:
     """Name groups with runs that others outlast, and that had not reached a threshold by then."""
-    longest = min(budget, max(run.curve.steps[-1] for group in groups for run in group.runs))
+    longest = max(run.curve.steps[-1] for group in groups for run in group.runs)
+    longest = min(budget.steps, longest)
     return [
         group.label
         for group in groups
         if any(
-            run.curve.steps[-1] < longest and np.isinf(run.curve.reached(threshold)[0])
+            run.curve.steps[-1] < longest
+            and run.curve.seconds[-1] < budget.seconds
+            and np.isinf(run.curve.reached(threshold)[0])
             for run in group.runs
             for threshold in thresholds
         )

@@ -95,6 +95,24 @@ def test_one_run_has_no_interval_and_budgets_can_be_set_equal(two_groups, run, m
     assert "different steps" not in result.out
 
 
+def test_groups_can_be_compared_after_as_many_minutes(two_groups, run):
+    # The first two seeds of `good` take 2 and 4 minutes to the second evaluation, 3 on average.
+    names = ["good=good_seed[12]", "poor_seed1", "--markdown", "--threshold", "0.1"]
+    result = run("compare", *names, "--minutes", "3.5")
+    assert result.code == 0, result.err
+    good, reached, _ = cells(result.out, "good")
+    assert good[2:5] == ["2,000", "1,000", "3.0"]
+    assert cells(result.out, "poor")[0][2:5] == ["2,000", "1,000", "2.0"]
+    assert reached[1:] == ["0.1", "2 of 2", "1,000", "500", "1.5"]
+    # Each run's own clock counts here: the second took 4 minutes.
+    out = run("compare", *names[:-1], "0.5", "--minutes", "3.5").out
+    assert cells(out, "good")[1][1:3] == ["0.5", "1 of 2"]
+    # The other budget still counts beside it.
+    both = run("compare", *names, "--minutes", "3.5", "--steps", "1000").out
+    assert cells(both, "good")[0][2] == "1,000"
+    assert "ended sooner" not in both
+
+
 def test_with_a_budget_what_comes_later_is_not_reached(make_run, run):
     make_run("long_seed1", [[0.2, 0.2], [0.9, 0.9]])
     make_run("short_seed1", [[0.2, 0.2]], (1000,))
@@ -134,6 +152,7 @@ def test_a_real_training_can_be_compared(finished, run):
         (["good_seed1", "--threshold", "50"], ["`--threshold` is 50", "up to 1"]),
         (["good_seed1", "--threshold"], ["`--threshold` has no value"]),
         (["good_seed1", "--steps", "999"], ["`--steps` is 999", "at least 1000", "good"]),
+        (["good_seed1", "--minutes", "0.9"], ["`--minutes` is 0.9", "at least 1.0", "good"]),
         (["good_seed1", "--stepps", "999"], ["--stepps", "--steps"]),
     ],
     ids=lambda value: " ".join(value),
