@@ -75,21 +75,11 @@ class TaskBlocks:
         return self._kept
 
     def _multiply_out(self) -> Tensor:
-        inputs, errors = self.inputs.flatten(0, 1), self._low.flatten(0, 1)
-        (E, K, B, _), D = self.inputs.shape, errors.shape[-1]
-        if not dispatch.on_cpu(errors):
-            return torch.bmm(inputs.mT, errors).to(self.errors.dtype).view(E, K, -1)
-        spaced = self.errors.new_empty(E, K, _distance(self.errors, self._length))
-        rows = self._unflatten(spaced[..., : self._length])
-        if D <= THIN:
-            rows.copy_(multiply(errors.mT, inputs).mT.unflatten(0, (E, K)))
-        elif spaced.dtype != errors.dtype:
-            rows.copy_(multiply(inputs.mT, errors).unflatten(0, (E, K)))
-        elif B <= FEW:
-            _products(inputs.contiguous().numpy(), errors.numpy(), spaced.flatten(0, 1).numpy())
-        else:
-            torch.bmm(inputs.mT, errors, out=rows.flatten(0, 1))
-        return spaced
+        if dispatch.has_operators(self.errors):
+            return _spaced_rows(self.inputs, self.errors)
+        E, K = self.inputs.shape[:2]
+        rows = torch.bmm(self.inputs.flatten(0, 1).mT, self._low.flatten(0, 1))
+        return rows.to(self.errors.dtype).view(E, K, -1)
 
     def gramian(self) -> Float[Tensor, "K K"]:
         """Return ``J @ J.T``, summed over the E networks."""
@@ -110,15 +100,9 @@ class TaskBlocks:
 
     def _of_rows(self) -> Tensor:
         spaced = self._spaced_rows()
-        if not dispatch.on_cpu(spaced):
-            rows = spaced[..., : self._length]
-            return torch.bmm(rows, rows.mT).sum(dim=0)
-        K = spaced.shape[1]
-        gramian = torch.zeros(K, K, dtype=torch.float64)
-        # With what lies between the rows: a kernel is several times faster without strides.
-        whole = spaced.numpy()
-        _inner_products(whole, self._length, gramian.numpy(), np.zeros(1, whole.dtype))
-        return gramian.to(spaced.dtype)
+        if dispatch.has_operators(spaced):
+            return _gramian_of_rows(spaced, self._length)
+        return torch.bmm(spaced, spaced.mT).sum(dim=0)
 
     def _of_factors(self) -> Tensor:
         K, B = self.errors.shape[1:3]
@@ -143,15 +127,51 @@ def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:
     return multiply(vectors[:, strip].flatten(1, 2), vectors[:, rest].flatten(1, 2).mT)
 
 
-def _distance(like: Tensor, length: int) -> int:
-    """Return how far apart to lay rows of J.
+def _room_for_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> Tensor:
+    """Allocate the rows of J with unused numbers between them, ``(E, K, _)``.
 
     Those of a network are often a power of two long. One after the other, the same columns of all
     rows would compete for the same few lines of the caches.
     """
-    if length <= AT_A_TIME or not dispatch.on_cpu(like):
-        return length
-    return -(-length // CACHE_WAY) * CACHE_WAY + AT_A_TIME + 16
+    (E, K, _, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    distance = I * D
+    if distance > AT_A_TIME:
+        distance = -(-distance // CACHE_WAY) * CACHE_WAY + AT_A_TIME + 16
+    return errors.new_empty(E, K, distance)
+
+
+@dispatch.operator("(Tensor inputs, Tensor errors) -> Tensor", _room_for_rows)
+def _spaced_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> Tensor:
+    """Multiply J out."""
+    spaced = _room_for_rows(inputs, errors)
+    (E, K, B, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    rows = spaced[..., : I * D].view(E, K, I, D)
+    inputs, low = inputs.flatten(0, 1), errors.to(inputs.dtype).flatten(0, 1)
+    if D <= THIN:
+        rows.copy_(multiply(low.mT, inputs).mT.unflatten(0, (E, K)))
+    elif inputs.dtype != errors.dtype:
+        rows.copy_(multiply(inputs.mT, low).unflatten(0, (E, K)))
+    elif B <= FEW:
+        _products(inputs.contiguous().numpy(), low.numpy(), spaced.flatten(0, 1).numpy())
+    else:
+        torch.bmm(inputs.mT, low, out=rows.flatten(0, 1))
+    return spaced
+
+
+def _room_for_gramian(spaced: Float[Tensor, "E K _"], length: int) -> Float[Tensor, "K K"]:
+    del length
+    return spaced.new_empty(spaced.shape[1], spaced.shape[1])
+
+
+@dispatch.operator("(Tensor spaced, int length) -> Tensor", _room_for_gramian)
+def _gramian_of_rows(spaced: Float[Tensor, "E K _"], length: int) -> Float[Tensor, "K K"]:
+    """Return the inner products of rows of so many numbers each, summed over networks."""
+    K = spaced.shape[1]
+    gramian = torch.zeros(K, K, dtype=torch.float64)
+    # With what lies between the rows: a kernel is several times faster without strides.
+    whole = spaced.numpy()
+    _inner_products(whole, length, gramian.numpy(), np.zeros(1, whole.dtype))
+    return gramian.to(spaced.dtype)
 
 
 @_kernel

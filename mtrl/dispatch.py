@@ -6,24 +6,83 @@ A learner's kernel always has a counterpart of torch's operations, for devices o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import enum
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor
 
-_portable = False
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Way(enum.Enum):
+    CPU = enum.auto()
+    PORTABLE = enum.auto()
+    TRACED = enum.auto()
+
+
+_way = _Way.CPU
+_library = torch.library.Library("mtrl", "DEF")
 
 
 def on_cpu(tensor: Tensor) -> bool:
     """Tell whether to go a CPU's way with a tensor: it lies there, and `portable` is off."""
-    return tensor.device.type == "cpu" and not _portable
+    return tensor.device.type == "cpu" and _way is _Way.CPU
+
+
+def has_operators(tensor: Tensor) -> bool:
+    """Tell whether an `operator` is the way to go: as `on_cpu`, and also while traced."""
+    return tensor.device.type == "cpu" and _way is not _Way.PORTABLE
+
+
+def portable() -> contextlib.AbstractContextManager[None]:
+    """Let a CPU run what other devices run, torch's operations alone."""
+    return _going(_Way.PORTABLE)
+
+
+def traced() -> contextlib.AbstractContextManager[None]:
+    """Let a CPU run what a compiler of updates can see: torch's operations, and `operator`s."""
+    return _going(_Way.TRACED)
+
+
+def operator(schema: str, result: Callable[..., Any] | None = None) -> Callable[[F], F]:
+    """Make of a function that calls kernels an operation, which stays one where it is traced.
+
+    Args:
+        schema: Its arguments and results, as torch writes them; those that it writes to are marked,
+            as in "(Tensor(a!) total, Tensor summand) -> ()".
+        result: Allocates results of the right shapes, for a compiler; None if there are none.
+    """
+
+    def decorate(function: F) -> F:
+        name = function.__name__.strip("_")
+
+        def called(*args: Any) -> Any:
+            with _going(_Way.CPU):
+                return function(*args)
+
+        _library.define(f"{name}{schema}")
+        _library.impl(name, called, "CPU")
+        torch.library.register_fake(f"mtrl::{name}", result or (lambda *_: None), lib=_library)
+        traceable = getattr(torch.ops.mtrl, name).default
+
+        @functools.wraps(function)
+        def dispatched(*args: Any) -> Any:
+            # Straight, where nobody looks: torch's way there costs more than most kernels.
+            return (function if _way is _Way.CPU else traceable)(*args)
+
+        return cast(F, dispatched)
+
+    return decorate
 
 
 @contextlib.contextmanager
-def portable() -> Iterator[None]:
-    """Let a CPU run what other devices run, torch's operations alone."""
-    global _portable
-    before, _portable = _portable, True
+def _going(way: _Way) -> Iterator[None]:
+    global _way
+    before, _way = _way, way
     try:
         yield
     finally:
-        _portable = before
+        _way = before

@@ -29,9 +29,8 @@ def conflict_metrics(gramian: Float[Tensor, "K K"]) -> dict[str, Tensor]:
         zero gradient has cosine 0 with all others); ``norm``, the gradients' norms ``(K,)``.
     """
     K = len(gramian)
-    if dispatch.on_cpu(gramian):
-        summary = gramian.new_empty(2 + K)
-        _summarise(gramian.numpy(), summary.numpy())
+    if dispatch.has_operators(gramian):
+        summary = _summary(gramian)
         return {"conflict_rate": summary[0], "cosine_min": summary[1], "norm": summary[2:]}
     norms = gramian.diagonal().clamp_min(0).sqrt()
     scale = torch.where(norms > 0, norms, 1.0)
@@ -40,6 +39,17 @@ def conflict_metrics(gramian: Float[Tensor, "K K"]) -> dict[str, Tensor]:
     conflicts = ((cosines < 0) & pairs).sum() / max(1, K * (K - 1) // 2)
     minimum = torch.where(pairs, cosines, 1.0).min()
     return {"conflict_rate": conflicts, "cosine_min": minimum, "norm": norms}
+
+
+def _room_for_summary(gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K+2"]:
+    return gramian.new_empty(2 + len(gramian))
+
+
+@dispatch.operator("(Tensor gramian) -> Tensor", _room_for_summary)
+def _summary(gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K+2"]:
+    summary = _room_for_summary(gramian)
+    _summarise(gramian.numpy(), summary.numpy())
+    return summary
 
 
 @_kernel

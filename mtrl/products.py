@@ -21,7 +21,7 @@ def multiply(left: Float[Tensor, "E R I"], right: Float[Tensor, "E I D"]) -> Flo
     """
     if left.dtype == torch.bfloat16 and not has_bf16(left.device):
         return multiply(left.float(), right.float()).to(torch.bfloat16)
-    if not dispatch.on_cpu(left):
+    if not dispatch.has_operators(left):
         return torch.bmm(left, right)
     if left.shape[-1] == 1:
         return left * right

@@ -69,24 +69,9 @@ class Stored:
             A copy. The same bits on a CPU, where one kernel reads a row after the other, and
             elsewhere, where each step is some operations on all rows.
         """
-        if not dispatch.on_cpu(places):
+        if not dispatch.has_operators(places):
             return self._read_step_by_step(places, discounts)
-        shape, kind = places.shape, torch.float32
-        batch = Batch(
-            observations=torch.empty(*shape, self.observations.shape[-1], dtype=kind),
-            actions=torch.empty(*shape, self.actions.shape[-1], dtype=kind),
-            rewards=torch.empty(shape, dtype=kind),
-            next_observations=torch.empty(*shape, self.observations.shape[-1], dtype=kind),
-            terminated=torch.empty(shape, dtype=kind),
-            steps=torch.empty(shape, dtype=kind),
-        )
-        _read(
-            tuple(array.numpy() for array in vars(self).values()),
-            places.numpy(),
-            np.array(discounts, np.float32),
-            tuple(array.numpy() for array in vars(batch).values()),
-        )
-        return batch
+        return Batch(*_read_rows(list(vars(self).values()), places, discounts))
 
     def _read_step_by_step(self, places: Tensor, discounts: list[float]) -> Batch:
         slots = self._get("starts", places) % len(self.starts)
@@ -118,6 +103,40 @@ class Stored:
         rows = (slots * array.shape[1] + tasks).flatten()
         found: Tensor = array.flatten(0, 1).index_select(0, rows)
         return found.view(*slots.shape, *array.shape[2:])
+
+
+def _room_for_batch(
+    stored: list[Tensor], places: Int[Tensor, "K B"], discounts: list[float]
+) -> tuple[Tensor, ...]:
+    del discounts
+    observations, actions, rewards, *_ = stored
+    numbers = places.new_empty(places.shape, dtype=rewards.dtype)
+    return (
+        numbers.new_empty(*places.shape, observations.shape[-1]),
+        numbers.new_empty(*places.shape, actions.shape[-1]),
+        numbers,
+        numbers.new_empty(*places.shape, observations.shape[-1]),
+        torch.empty_like(numbers),
+        torch.empty_like(numbers),
+    )
+
+
+@dispatch.operator(
+    "(Tensor[] stored, Tensor places, float[] discounts) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _room_for_batch,
+)
+def _read_rows(
+    stored: list[Tensor], places: Int[Tensor, "K B"], discounts: list[float]
+) -> tuple[Tensor, ...]:
+    batch = _room_for_batch(stored, places, discounts)
+    _read(
+        tuple(array.numpy() for array in stored),
+        places.numpy(),
+        np.array(discounts, np.float32),
+        tuple(array.numpy() for array in batch),
+    )
+    return batch
 
 
 @Compiler("replay", Path(__file__)).kernel

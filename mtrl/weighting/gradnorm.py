@@ -96,18 +96,9 @@ class GradNorm:
             )
         weights = self.weights.clone()
         # In double precision all through: ratios of losses may overflow single, and K are few.
-        if dispatch.on_cpu(gramian):
-            _learn_in_one_call(
-                gramian.double().numpy(),
-                losses.double().numpy(),
-                self.weights.numpy(),
-                self.initial_losses.numpy(),
-                self._first_moment.numpy(),
-                self._second_moment.numpy(),
-                self._steps.numpy(),
-                self.alpha,
-                self.learning_rate,
-            )
+        if dispatch.has_operators(gramian):
+            state = list(self._buffers().values())
+            _learn_in_one_call(gramian, losses, state, self.alpha, self.learning_rate)
         else:
             self._learn(gramian.diagonal().double().clamp_min(0).sqrt(), losses.double())
         return weights.to(losses.dtype)
@@ -185,8 +176,24 @@ class GradNorm:
         }
 
 
-@_kernel
+@dispatch.operator(
+    "(Tensor gramian, Tensor losses, Tensor(a!)[] state, float alpha, float learning_rate) -> ()"
+)
 def _learn_in_one_call(
+    gramian: Float[Tensor, "K K"],
+    losses: Float[Tensor, " K"],
+    state: list[Tensor],
+    alpha: float,
+    learning_rate: float,
+) -> None:
+    """Do what `GradNorm._learn` does: on a CPU, calls are what costs, not what they do."""
+    weights, initial, first, second, steps = (tensor.numpy() for tensor in state)
+    given = gramian.double().numpy(), losses.double().numpy()
+    _learn(*given, weights, initial, first, second, steps, alpha, learning_rate)
+
+
+@_kernel
+def _learn(
     gramian: NDArray[np.float64],
     losses: NDArray[np.float64],
     weights: NDArray[np.float32],
@@ -197,7 +204,6 @@ def _learn_in_one_call(
     alpha: float,
     learning_rate: float,
 ) -> None:
-    """Do what `GradNorm._learn` does: on a CPU, calls are what costs, not what they do."""
     K = len(weights)
     norms, ratios, gradient = np.empty(K), np.empty(K), np.empty(K)
     for k in range(K):

@@ -98,8 +98,22 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float64
         Coefficients ``C``: the projected gradient of task i is ``C[i] @ J``. Rows and columns of
         tasks whose gradient is not finite are zero.
     """
-    if not dispatch.on_cpu(gramian):
-        return _project_in_lock_step(gramian.double(), order)
+    if dispatch.has_operators(gramian):
+        return _project_one_by_one(gramian, order)
+    return _project_in_lock_step(gramian.double(), order)
+
+
+def _room_for_coefficients(
+    gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]
+) -> Float64[Tensor, "K K"]:
+    del order
+    return gramian.new_empty(gramian.shape, dtype=torch.float64)
+
+
+@dispatch.operator("(Tensor gramian, Tensor order) -> Tensor", _room_for_coefficients)
+def _project_one_by_one(
+    gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]
+) -> Float64[Tensor, "K K"]:
     coefficients = torch.zeros(gramian.shape, dtype=torch.float64)
     _walk(gramian.double().numpy(), order.numpy(), coefficients.numpy())
     return coefficients
