@@ -1,6 +1,7 @@
 """What it brings to learn while the environments step, by how the cores are shared.
 
     python benchmarks/overlap.py                     # MT10's default training
+    python benchmarks/overlap.py --compile           # with compiled updates
 
 All ways are timed in turn, several rounds of them, and the medians compared.
 """
@@ -41,13 +42,15 @@ class Options:
     """Steps of all environments in a round."""
     rounds: int = 5
     """How often each way is timed."""
+    compile: bool = False
+    """Compile updates."""
 
 
 def main() -> None:
     """Measure and report."""
     options = tyro.cli(Options)
     config = Config.for_benchmark((options.benchmark,))
-    config = dataclasses.replace(config, replay_capacity=20_000)
+    config = dataclasses.replace(config, replay_capacity=20_000, compile=options.compile)
     times: dict[tuple[bool, int, int], list[float]] = {way: [] for way in WAYS}
     with ExitStack() as stack:
         trainers = {
@@ -60,7 +63,8 @@ def main() -> None:
             for way, trainer in trainers.items():
                 set_threads(way[1])
                 times[way].append(seconds_per_step(trainer, options.steps))
-    table = Table(title=f"{options.benchmark}: milliseconds per step of all environments")
+    name = f"{options.benchmark}{'_compiled' if options.compile else ''}"
+    table = Table(title=f"{name}: milliseconds per step of all environments")
     for column in ("overlap", "learning", "simulating", "median", "least", "most"):
         table.add_column(column, justify="right")
     rows = []
@@ -73,7 +77,7 @@ def main() -> None:
     Console().print(table)
     RESULTS.mkdir(exist_ok=True)
     result = {"rows": rows, "versions": library_versions(), "machine": machine()}
-    write_json_atomic(RESULTS / f"overlap_{options.benchmark}.json", result)
+    write_json_atomic(RESULTS / f"overlap_{name}.json", result)
 
 
 if __name__ == "__main__":
