@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from agents import SAC, SACConfig
+from mtrl.compiled import Compiled
 from mtrl.types import Batch
 
 OBSERVATION, ACTION = 39, 4
@@ -90,7 +91,9 @@ def least_operations(shape: Shape) -> int:
     return 2 * shape.K * shape.B * (forward + backward)
 
 
-def _ours(critics: str, actor: str) -> Callable[[Shape], Callable[[], Any]]:
+def _ours(
+    critics: str, actor: str, *, compiled: bool = False
+) -> Callable[[Shape], Callable[[], Any]]:
     def build(shape: Shape) -> Callable[[], Any]:
         agent = SAC(
             shape.config(critics, actor),
@@ -100,7 +103,11 @@ def _ours(critics: str, actor: str) -> Callable[[Shape], Callable[[], Any]]:
             seed=0,
         )
         batch = shape.batch()
-        return lambda: agent.update(batch)
+
+        def update() -> dict[str, torch.Tensor]:
+            return agent.update(batch)
+
+        return Compiled(update) if compiled else update
 
     return build
 
@@ -155,6 +162,8 @@ CONTESTANTS: dict[str, Callable[[Shape], Callable[[], Any]]] = {
     "surgery": _ours("gradnorm+pcgrad", "gradnorm+pcgrad"),
     "critics'": _ours("gradnorm+pcgrad", "uniform"),
     "actor's": _ours("uniform", "gradnorm+pcgrad"),
+    "compiled": _ours("uniform", "uniform", compiled=True),
+    "compiled surgery": _ours("gradnorm+pcgrad", "gradnorm+pcgrad", compiled=True),
     "eager": _eager("uniform"),
     "jax": _jax,
     "eager, K passes": _eager("passes"),
