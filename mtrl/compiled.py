@@ -49,7 +49,7 @@ class Compiled:
 
     def __init__(self, update: Callable[[], dict[str, Tensor]]) -> None:
         compiler_version()  # or a remedy
-        _messages.info("compiling an update: a minute or two, less where it was done before")
+        _messages.info("compiling an update: half a minute or so")
         with dispatch.traced():
             with _Rehearsal() as rehearsal:  # what is allocated at first use must be there already
                 update()
