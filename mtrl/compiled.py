@@ -6,9 +6,13 @@ import functools
 import importlib
 import logging
 import os
+import shutil
 import subprocess
+import sysconfig
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,13 +42,15 @@ class Compiled:
     memory. Two things differ from a recording. To see the operations the update is rehearsed, and
     all that the rehearsal wrote or drew is undone, so that the first update that counts is a
     compiled one. And what an update draws at random is drawn by torch, in the update's order,
-    before each call. Results equal the update's own but for the order of sums.
+    before each call. Results equal the update's own to rounding, in bf16 to that of bf16.
 
     Args:
-        update: Takes one update and returns metrics. What it reads and changes are tensors.
+        update: Takes one update and returns metrics. What it reads and changes are tensors, and
+            what it draws are new tensors, from generators that it names.
 
     Raises:
         UserError: There is no compiler for C++, or it fails.
+        ValueError: The update draws in another way.
     """
 
     def __init__(self, update: Callable[[], dict[str, Tensor]]) -> None:
@@ -82,15 +88,32 @@ def compiler_version() -> str:
     """Name the C++ compiler that is used: it has a say in how results round.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it finds no headers of Python.
     """
     inductor = _torch_compiler()
+    headers = [f"-I{sysconfig.get_path('include')}", "-fsyntax-only", "-x", "c++", "-"]
     try:
-        command = [inductor.cpp_builder.get_cpp_compiler(), "--version"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        compiler = inductor.cpp_builder.get_cpp_compiler()
+        told = _run([compiler, "--version"])
     except (inductor.exc.InvalidCxxCompiler, OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"`--compile` needs a C++ compiler, found none: {REMEDY}.") from error
+    try:
+        _run([compiler, *headers], "#include <Python.h>")
+    except subprocess.CalledProcessError as error:
+        found = _last_line(error.stderr)
+        raise UserError(f"`--compile`: {compiler} fails ({found}): {REMEDY}.") from error
     return told.split("\n")[0]
+
+
+def _run(command: list[str], given: str = "") -> str:
+    settings = {"capture_output": True, "text": True, "check": True}
+    return subprocess.run(command, input=given, **settings).stdout  # type: ignore[call-overload,no-any-return]
+
+
+def _last_line(text: str) -> str:
+    """Return the last line of what a compiler says that tells of an error, or else the last."""
+    lines = text.strip().splitlines() or [""]
+    return next((line for line in reversed(lines) if "error" in line), lines[-1])
 
 
 class _Rehearsal(TorchDispatchMode):
@@ -112,6 +135,12 @@ class _Rehearsal(TorchDispatchMode):
                 if storage.data_ptr() not in self._written:
                     self._written[storage.data_ptr()] = storage, storage.clone()
             generator = kwargs.get("generator")
+            in_place = next(_written_by(func, args, kwargs), None) is not None
+            if torch.Tag.nondeterministic_seeded in func.tags and (generator is None or in_place):
+                raise ValueError(
+                    f"`update` draws by {func}, which cannot be done before each call: draw new "
+                    "tensors, from a `generator`."
+                )
             if generator is not None:
                 self._generators.setdefault(id(generator), (generator, generator.get_state()))
                 draw = functools.partial(func, *args, **kwargs)
@@ -179,24 +208,49 @@ def _same_memory(tensor: Tensor) -> Tensor:
 
 def _compile(graph: GraphModule, inputs: list[Any]) -> Callable[..., Sequence[Tensor]]:
     inductor = _torch_compiler()
-    # Its cache of graphs would be unpickled; machine code is found again by its source's digest.
-    options = {"fx_graph_cache": False, "compile_threads": 1}
+    _forget_operations()
+    options = {
+        # Its cache of graphs would be unpickled; machine code is found by its source's digest.
+        "fx_graph_cache": False,
+        "compile_threads": 1,
+        # The compiler hashes precompiled headers with this program; without them it is slow.
+        "cpp_cache_precompile_headers": shutil.which("openssl") is not None,
+    }
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             compiled: Callable[..., Sequence[Tensor]] = inductor.compile(
                 graph, inputs, options=options
             )
-        except (inductor.exc.CppCompileError, inductor.exc.InvalidCxxCompiler) as error:
-            raise UserError(f"`--compile` failed ({error}): {REMEDY}.") from error
+        except (inductor.exc.InductorError, inductor.exc.CppCompileError) as error:
+            found = _last_line(str(error))
+            raise UserError(f"`--compile` failed ({found}): {REMEDY}.") from error
     return compiled
 
 
+def _forget_operations() -> None:
+    """Let the compiler meet our operations for the first time.
+
+    It registers each when it first does, and from then on treats otherwise what leads to one: a
+    second function of the same graph would be another, or fail with a KeyError (torch 2.13).
+    """
+    lowering = importlib.import_module("torch._inductor.lowering")
+    for operation in dispatch.operations:
+        lowering.lowerings.pop(operation, None)
+        lowering.fallbacks.discard(operation)
+        lowering.needs_realized_inputs.discard(operation)
+
+
+@functools.cache
 def _torch_compiler() -> Any:
     """Import torch's compiler, which takes a second or two and decides where it keeps its files."""
-    folder = cache_folder("torch", torch.__version__)
-    if folder is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    # Its own choice would be a folder that others can make before us.
+    folder = cache_folder("torch", torch.__version__) or tempfile.mkdtemp(prefix="mtrl-")
+    kept = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    codecache: Any = importlib.import_module("torch._inductor.codecache")
+    # Of these it says that they are to be shared by all of its caches, and they still lie there.
+    codecache._HEADER_DIR = str(Path(kept, "headers"))
+    codecache._HEADER_LOCK_DIR = str(Path(kept, "headers", "locks"))
     return importlib.import_module("torch._inductor")
 
 

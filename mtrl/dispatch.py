@@ -23,6 +23,9 @@ class _Way(enum.Enum):
     TRACED = enum.auto()
 
 
+operations: list[Any] = []
+"""All that `operator` has made, as torch knows them."""
+
 _way = _Way.CPU
 _library = torch.library.Library("mtrl", "DEF")
 
@@ -67,6 +70,7 @@ def operator(schema: str, result: Callable[..., Any] | None = None) -> Callable[
         _library.impl(name, called, "CPU")
         torch.library.register_fake(f"mtrl::{name}", result or (lambda *_: None), lib=_library)
         traceable = getattr(torch.ops.mtrl, name).default
+        operations.append(traceable)
 
         @functools.wraps(function)
         def dispatched(*args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -118,7 +119,8 @@ def stand(group: Group, budget: Budget) -> Standing:
         if budget.steps < steps:
             asked, least = f"`--steps` is {budget.steps:g}", f"{steps}"
         else:
-            asked, least = f"`--minutes` is {budget.seconds / 60:g}", f"{minutes:.1f}"
+            least = f"{math.ceil(10 * minutes) / 10:.1f}"  # up, so that it is enough
+            asked = f"`--minutes` is {budget.seconds / 60:g}"
         raise UserError(f"{asked}: give at least {least}, where {group.label} was first evaluated")
     return Standing(group, evaluations - 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -20,13 +21,32 @@ logging.getLogger("torch.__trace").setLevel(logging.WARNING)
 K, B, O, A = 3, 8, 5, 2  # noqa: E741
 
 
+_pickles = None
+
+
+def _note_pickles(event, _):
+    if event == "pickle.find_class" and _pickles is not None:
+        _pickles.append(event)
+
+
+sys.addaudithook(_note_pickles)  # which cannot be taken back
+
+
+@pytest.fixture
+def unpickled():
+    """What is unpickled during a test."""
+    global _pickles
+    _pickles = []
+    yield _pickles
+    _pickles = None
+
+
 class Learner:
     """A SAC agent and the batches it learns from, drawn afresh each time."""
 
     def __init__(self, **options):
-        config = SACConfig(
-            critic_width=16, actor_width=16, critic_depth=1, actor_depth=1, **options
-        )
+        sizes = {"critic_width": 16, "actor_width": 16, "critic_depth": 1, "actor_depth": 1}
+        config = SACConfig(**sizes | options)
         self.agent = SAC(config, num_tasks=K, observation_size=O, action_size=A, seed=0)
         self.generator = make_generator(0, "batches")
         self.poison = torch.zeros(())
@@ -48,13 +68,36 @@ class Learner:
         return {**self.agent.state_dict(), "batches": self.generator.get_state()}
 
 
-def test_a_compiled_update_is_the_update():
-    """And compiling takes no step and draws nothing."""
-    options = {"normalize_rewards": True, "learning_rate_half_life": 5.0, "reset_every": 11}
-    compiled, plain = (Learner(task_embedding=4, **options) for _ in range(2))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "normalize_rewards": True,
+            "learning_rate_half_life": 5.0,
+            "reset_every": 11,
+            "task_embedding": 4,
+        },
+        {
+            "critic_depth": 3,
+            "residual": True,
+            "critic_values": "categorical",
+            "reset_every": 11,
+            "critic_weighting": "uniform",
+            "actor_weighting": "uniform",
+            "watch_conflicts": False,
+        },
+    ],
+    ids=["many", "deep"],
+)
+def test_a_compiled_update_is_the_update(options, unpickled):
+    """And compiling takes no step, draws nothing and unpickles nothing, however often."""
+    Learner(**options).update()  # Numba, which keeps an index of kernels as pickles, is trusted
+    unpickled.clear()
+    compiled, plain = Learner(**options), Learner(**options)
     before = fingerprint(compiled.state())
     updates = Compiled(compiled.update)
     assert fingerprint(compiled.state()) == before
+    assert not unpickled
     for number in range(15):
         for learner in (compiled, plain):
             learner.poison.fill_(torch.nan if number == 6 else 0)  # that step is left out
@@ -62,6 +105,20 @@ def test_a_compiled_update_is_the_update():
         torch.testing.assert_close(metrics, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
     assert metrics["gradients/critic/skipped"] == 1
     torch.testing.assert_close(compiled.state(), plain.state(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_drawn_anew_from_a_generator_is_refused():
+    generator, kept = make_generator(0, "draws"), torch.zeros(3)
+
+    def from_nowhere():
+        return {"drawn": torch.rand(3)}
+
+    def in_place():
+        return {"drawn": kept.normal_(generator=generator) + 0}
+
+    for update in (from_nowhere, in_place):
+        with pytest.raises(ValueError, match=r"draw new tensors, from a `generator`"):
+            Compiled(update)
 
 
 def test_small_state_is_read_anew_in_each_call():
@@ -80,8 +137,17 @@ def test_small_state_is_read_anew_in_each_call():
     assert total == 17
 
 
-def test_without_a_compiler_there_is_a_remedy():
+def test_without_a_compiler_there_is_a_remedy(tmp_path, monkeypatch):
     compiler_version()
     nothing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with nothing, pytest.raises(UserError, match=r"C\+\+.*--no-compile"):
+        compiler_version()
+    broken = tmp_path / "g++"  # as where there are no headers
+    broken.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && exit\necho fatal error: none such >&2; exit 1"
+    )
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    broken = torch._inductor.config.patch({"cpp.cxx": (str(broken),)})
+    with broken, pytest.raises(UserError, match=r"fatal error: none such.*--no-compile"):
         compiler_version()

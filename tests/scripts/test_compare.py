@@ -113,6 +113,14 @@ def test_groups_can_be_compared_after_as_many_minutes(two_groups, run):
     assert "ended sooner" not in both
 
 
+def test_the_minutes_that_are_named_are_enough(make_run, run):
+    make_run("late_seed1", [[0.2, 0.2]], (1000,), minutes=[12.34])
+    told = run("compare", "late_seed1", "--minutes", "5").err
+    least = told.split("at least ")[1].split(",")[0]
+    assert least == "12.4"
+    assert run("compare", "late_seed1", "--minutes", least).code == 0
+
+
 def test_with_a_budget_what_comes_later_is_not_reached(make_run, run):
     make_run("long_seed1", [[0.2, 0.2], [0.9, 0.9]])
     make_run("short_seed1", [[0.2, 0.2]], (1000,))
