@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -106,8 +109,7 @@ def compiler_version() -> str:
 
 
 def _run(command: list[str], given: str = "") -> str:
-    settings = {"capture_output": True, "text": True, "check": True}
-    return subprocess.run(command, input=given, **settings).stdout  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
 
 
 def _last_line(text: str) -> str:
@@ -216,7 +218,7 @@ def _compile(graph: GraphModule, inputs: list[Any]) -> Callable[..., Sequence[Te
         # The compiler hashes precompiled headers with this program; without them it is slow.
         "cpp_cache_precompile_headers": shutil.which("openssl") is not None,
     }
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _uninterrupted():
         warnings.simplefilter("ignore")
         try:
             compiled: Callable[..., Sequence[Tensor]] = inductor.compile(
@@ -226,6 +228,23 @@ def _compile(graph: GraphModule, inputs: list[Any]) -> Callable[..., Sequence[Te
             found = _last_line(str(error))
             raise UserError(f"`--compile` failed ({found}): {REMEDY}.") from error
     return compiled
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all of its processes, from ending a C++ compiler.
+
+    What this thread blocks is blocked in the processes that it starts. Another thread takes the
+    signal, and Python's handler runs here as ever.
+    """
+    over = threading.Event()
+    threading.Thread(target=over.wait, name="takes signals", daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        over.set()
 
 
 def _forget_operations() -> None:
