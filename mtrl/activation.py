@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import dispatch
-from .compiler import Compiler
+from .compiler import Compiler, use_widest_vectors
 
 EPSILON = 1e-5
 """Added to a row's variance, as `torch.nn.LayerNorm` does."""
@@ -156,6 +156,7 @@ def _forward(
     in_place: bool,
 ) -> None:
     """Write `result`; leave the normalised rows in `products`, 1 / their deviation in `inverse`."""
+    use_widest_vectors()
     E, K, B, D = products.shape
     zero, one, share, epsilon = constants
     for e in range(E):
@@ -204,6 +205,7 @@ def _backward(
     relu: bool,
 ) -> None:
     """Write `errors` and `sums`; `reference` holds normalised rows or, without norm, the result."""
+    use_widest_vectors()
     E, K, B, D = gradient.shape
     zero, _, share, _ = constants
     for e in range(E):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import dispatch
-from .compiler import Compiler
+from .compiler import Compiler, use_widest_vectors
 from .products import THIN, multiply
 
 ELEMENT_COST = 35
@@ -30,9 +30,9 @@ cache."""
 CACHE_WAY = 1024
 """Numbers after which addresses fall into the same lines of the innermost cache, or a multiple."""
 
-FEW = 32
+FEW = 8 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
 """Up to so many rows a task a kernel multiplies J out faster than the library, which is slow at
-products that sum over little, and knows of no zeros."""
+products that sum over little, and knows of no zeros; less so with AVX-512."""
 
 _kernel = Compiler("gramian", Path(__file__)).vectorised_kernel
 
@@ -180,6 +180,7 @@ def _products(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) ->
 
     Inputs of zero are passed over: after a ReLU they are half of all.
     """
+    use_widest_vectors()
     tasks, B, I = inputs.shape  # noqa: E741
     D = errors.shape[-1]
     factors, places = np.zeros(B + 4, inputs.dtype), np.zeros(B + 4, np.int64)
@@ -213,6 +214,7 @@ def _inner_products(
     A general product computes each of them twice, and is at its slowest with so few rows. Below the
     diagonal `gramian` holds anything until the end.
     """
+    use_widest_vectors()
     E, K, _ = rows.shape
     zero = zeros[0]
     for e in range(E):

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.errors import NumbaWarning
+from numba.extending import intrinsic
 
 from .cache import cache_folder
 
@@ -78,6 +79,25 @@ class Compiler:
                 yield self.path is not None and not numba.config.DISABLE_JIT
         finally:
             numba.config.CACHE_DIR = before
+
+
+def _use_widest_vectors(typing_context: Any) -> Any:
+    del typing_context
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del signature, arguments
+        # Past the check for names that llvmlite knows, which are few of LLVM's.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return numba.types.void(), generate
+
+
+use_widest_vectors: Callable[[], None] = (
+    (lambda: None) if numba.config.DISABLE_JIT else intrinsic(_use_widest_vectors)
+)
+"""As a kernel's first statement: let its loops use all of the processor's vector registers. LLVM
+leaves half of Intel's alone, as their first generations slowed down when all were in use."""
 
 
 def _forgive_full_disks(compiled: Any) -> None:
