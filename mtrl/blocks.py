@@ -27,6 +27,16 @@ AT_A_TIME = 768
 """Columns of J whose inner products are found at a time: seven rows of them stay in the innermost
 cache."""
 
+LARGE = 500_000
+"""Numbers of J, 2 MB, that do not stay in a core's own caches: kept, they go to memory and back."""
+
+PIECE = 400_000
+"""About so many are multiplied out at a time where J is not kept."""
+
+FORGOTTEN = 16
+"""Up to so many rows a task multiplying once more for the weighted sum takes less time than a large
+J takes on that way."""
+
 CACHE_WAY = 1024
 """Numbers after which addresses fall into the same lines of the innermost cache, or a multiple."""
 
@@ -48,7 +58,8 @@ class TaskBlocks:
       K B (I + D) / (I D) times an ordinary weight gradient, halved by symmetry. The weighted sum is
       one ordinary product then, of errors scaled by their task's weight.
 
-    The second wins for small batches. Which is cheaper is decided by the shapes.
+    The second wins for small batches. Which is cheaper is decided by the shapes, as is whether a
+    CPU keeps J for the weighted sum, or multiplies it out in pieces that never leave its caches.
 
     Args:
         inputs: ``(E, K, B, I)``, in the type that products are computed in.
@@ -83,7 +94,11 @@ class TaskBlocks:
 
     def gramian(self) -> Float[Tensor, "K K"]:
         """Return ``J @ J.T``, summed over the E networks."""
-        return self._of_rows() if self.multiplies_out() else self._of_factors()
+        if not self.multiplies_out():
+            return self._of_factors()
+        if self._keeps_rows():
+            return self._of_rows()
+        return _gramian_in_pieces(self.inputs, self._low, self.errors.dtype)
 
     def combine(self, weights: Float[Tensor, " K"]) -> Float[Tensor, "E I D"]:
         """Return ``weights @ J``."""
@@ -97,6 +112,11 @@ class TaskBlocks:
         """Tell which way to the Gramian is cheaper."""
         (_, K, B, I), D = self.inputs.shape, self.errors.shape[-1]  # noqa: E741
         return multiplying_out_is_cheaper(K, B, I, D)
+
+    def _keeps_rows(self) -> bool:
+        E, K, B, _ = self.errors.shape
+        pays = B > FORGOTTEN or E * K * self._length < LARGE
+        return pays or not dispatch.has_operators(self.errors)
 
     def _of_rows(self) -> Tensor:
         spaced = self._spaced_rows()
@@ -144,18 +164,29 @@ def _room_for_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K 
 def _spaced_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> Tensor:
     """Multiply J out."""
     spaced = _room_for_rows(inputs, errors)
-    (E, K, B, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
-    rows = spaced[..., : I * D].view(E, K, I, D)
+    I, D = inputs.shape[-1], errors.shape[-1]  # noqa: E741
     inputs, low = inputs.flatten(0, 1), errors.to(inputs.dtype).flatten(0, 1)
+    rows = spaced.flatten(0, 1)
     if D <= THIN:
-        rows.copy_(multiply(low.mT, inputs).mT.unflatten(0, (E, K)))
-    elif inputs.dtype != errors.dtype:
-        rows.copy_(multiply(inputs.mT, low).unflatten(0, (E, K)))
-    elif B <= FEW:
-        _products(inputs.contiguous().numpy(), low.numpy(), spaced.flatten(0, 1).numpy())
+        blocks = rows[:, : I * D].unflatten(1, (I, D))
+        blocks.copy_(multiply(low.mT, inputs).mT)
     else:
-        torch.bmm(inputs.mT, low, out=rows.flatten(0, 1))
+        _multiply_into(rows, inputs, low)
     return spaced
+
+
+def _multiply_into(
+    rows: Float[Tensor, "K _"], inputs: Float[Tensor, "K B I"], errors: Float[Tensor, "K B D"]
+) -> None:
+    """Write ``inputs[k].T @ errors[k]`` to the start of each row k."""
+    (_, B, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    blocks = rows[:, : I * D].unflatten(1, (I, D))
+    if inputs.dtype != rows.dtype:
+        blocks.copy_(multiply(inputs.mT, errors))
+    elif B <= FEW:
+        _products(inputs.contiguous().numpy(), errors.numpy(), rows.numpy())
+    else:
+        torch.bmm(inputs.mT, errors, out=blocks)
 
 
 def _room_for_gramian(spaced: Float[Tensor, "E K _"], length: int) -> Float[Tensor, "K K"]:
@@ -169,9 +200,40 @@ def _gramian_of_rows(spaced: Float[Tensor, "E K _"], length: int) -> Float[Tenso
     K = spaced.shape[1]
     gramian = torch.zeros(K, K, dtype=torch.float64)
     # With what lies between the rows: a kernel is several times faster without strides.
-    whole = spaced.numpy()
-    _inner_products(whole, length, gramian.numpy(), np.zeros(1, whole.dtype))
+    _add_inner_products(spaced, length, gramian)
     return gramian.to(spaced.dtype)
+
+
+def _add_inner_products(rows: Float[Tensor, "E K _"], length: int, gramian: Tensor) -> None:
+    """Add those of the first `length` numbers of each row, summed over networks."""
+    numbers = rows.numpy()
+    _inner_products(numbers, length, gramian.numpy(), np.zeros(1, numbers.dtype))
+
+
+def _room_for_gramian_in_pieces(inputs: Tensor, errors: Tensor, dtype: torch.dtype) -> Tensor:
+    return errors.new_empty(errors.shape[1], inputs.shape[1], dtype=dtype)
+
+
+@dispatch.operator(
+    "(Tensor inputs, Tensor errors, ScalarType dtype) -> Tensor", _room_for_gramian_in_pieces
+)
+def _gramian_in_pieces(
+    inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"], dtype: torch.dtype
+) -> Float[Tensor, "K K"]:
+    """Return the inner products of the rows of J, which is nowhere as a whole."""
+    (E, K, _, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    # An odd number: pieces of tasks then lie apart by no power of two, see `_room_for_rows`.
+    step = min(PIECE // (K * D), I - 1) | 1
+    gramian = torch.zeros(K, K, dtype=torch.float64)
+    room = errors.new_empty(K * step * D, dtype=dtype)
+    for e in range(E):
+        for first in range(0, I, step):
+            piece = inputs[e, ..., first : first + step]
+            length = piece.shape[-1] * D
+            rows = room[: K * length].view(1, K, length)
+            _multiply_into(rows[0], piece, errors[e])
+            _add_inner_products(rows, length, gramian)
+    return gramian.to(dtype)
 
 
 @_kernel

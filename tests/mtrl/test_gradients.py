@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mtrl import dispatch
 from mtrl.blocks import TaskBlocks
 from mtrl.gradients import Tape, combine, gramian, jacobian, rows
 from mtrl.layers import linear
@@ -133,7 +134,7 @@ def test_what_one_task_sees_stays_in_its_row(example, value):
     assert not torch.equal(changed["first"][2], J["first"][2])
 
 
-@pytest.mark.parametrize("multiplies_out", [False, True])
+@pytest.mark.parametrize("way", ["factors", "kept", "pieces"])
 @settings(max_examples=30)
 @given(
     K=st.integers(1, 25),
@@ -141,8 +142,8 @@ def test_what_one_task_sees_stays_in_its_row(example, value):
     E=st.integers(1, 3),
     sizes=st.tuples(SMALL, SMALL, SMALL),
 )
-def test_gramian_and_combination_are_those_of_the_jacobian(multiplies_out, K, B, E, sizes):
-    """In both ways, whichever the shapes would choose."""
+def test_gramian_and_combination_are_those_of_the_jacobian(way, K, B, E, sizes):
+    """In all ways, whichever the shapes would choose."""
     generator = torch.Generator().manual_seed(K + 100 * B)
     module = TwoLayers(E, sizes, generator)
     inputs = _normal(generator, E, K, B, sizes[0])
@@ -151,7 +152,8 @@ def test_gramian_and_combination_are_those_of_the_jacobian(multiplies_out, K, B,
     tape = Tape()
     J = jacobian(_losses(module(inputs, tape)), tape)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TaskBlocks, "multiplies_out", lambda self: multiplies_out)
+        patch.setattr(TaskBlocks, "multiplies_out", lambda self: way != "factors")
+        patch.setattr(TaskBlocks, "_keeps_rows", lambda self: way == "kept")
         G, combined = gramian(J), combine(weights, J)
     joined = _joined(expected)
     torch.testing.assert_close(G, joined @ joined.T, rtol=1e-10, atol=1e-10)
@@ -180,6 +182,33 @@ def test_inner_products_of_long_rows(K, dtype, generator):
     expected = (rows @ rows.mT).sum(dim=0).to(dtype)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(blocks.gramian(), expected, rtol=tolerance, atol=tolerance * 100)
+
+
+@pytest.mark.parametrize(("K", "B"), [(11, 12), (4, 5)])  # the library's products, and the kernel's
+@pytest.mark.parametrize(("I", "D"), [(1, 50), (40, 30), (30, 101), (64, 3)])
+@pytest.mark.parametrize("size", [1, 2_000, 100_000])  # from one input at a time to all at once
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_inner_products_in_pieces(K, B, I, D, size, dtype, generator, monkeypatch):  # noqa: E741
+    monkeypatch.setattr("mtrl.blocks.PIECE", size)
+    monkeypatch.setattr("mtrl.blocks.FEW", 8)
+    full = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = _normal(generator, 2, K, B, I).to(dtype)
+    blocks = TaskBlocks(inputs, _normal(generator, 2, K, B, D).to(full))
+    kept = blocks._of_rows()  # which rounds J as the pieces do
+    monkeypatch.setattr("mtrl.blocks.LARGE", 0)
+    monkeypatch.setattr(TaskBlocks, "multiplies_out", lambda self: True)
+    gramian = TaskBlocks(inputs, blocks.errors).gramian()
+    assert gramian.dtype == full
+    tolerance = 1e-4 if full == torch.float32 else 1e-10
+    torch.testing.assert_close(gramian, kept, rtol=tolerance, atol=tolerance * 100)
+
+
+@pytest.mark.parametrize(
+    ("K", "B", "keeps"), [(50, 16, False), (50, 17, True), (10, 16, False), (2, 16, True)]
+)
+def test_a_large_jacobian_of_few_rows_is_not_kept(K, B, keeps):
+    blocks = TaskBlocks(torch.zeros(2, K, B, 256), torch.zeros(2, K, B, 256))
+    assert blocks._keeps_rows() is (keeps or not dispatch.has_operators(blocks.errors))
 
 
 @pytest.mark.parametrize("B", [1, 3, 4, 6, 32, 33])
