@@ -19,7 +19,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import dispatch
+from . import bf16, dispatch
+from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
 
 EPSILON = 1e-5
@@ -28,7 +29,7 @@ EPSILON = 1e-5
 Kept = tuple[Tensor, ...]
 """What the way back needs of the way there."""
 
-_kernel = Compiler("layers", Path(__file__)).vectorised_kernel
+_kernel = Compiler("layers", Path(__file__), Path(bf16.__file__)).vectorised_kernel
 
 
 @dataclass(frozen=True)
@@ -44,65 +45,81 @@ class Activation:
     relu: bool = False
 
     def forward(
-        self, products: Float[Tensor, "E K B D"], bias: Float[Tensor, "E _ D"], *, keep: bool
+        self,
+        products: Float[Tensor, "E K B D"],
+        bias: Float[Tensor, "E _ D"],
+        *,
+        keep: bool,
+        dtype: torch.dtype | None = None,
     ) -> tuple[Float[Tensor, "E K B D"], Kept]:
-        """Apply it.
+        """Apply it; what is rounded to bf16 is only what enters and what comes out.
 
         Args:
             products: Contiguous; overwritten.
-            bias: One for all tasks or one each.
+            bias: One for all tasks or one each; float32 where products are bf16.
             keep: Whether `backward` will be called.
+            dtype: Of the result; by default that of `products`.
 
         Returns:
             The result, which may share memory with `products`, and what `backward` needs.
         """
+        dtype = dtype or products.dtype
         if not _uses_kernels(products):
-            return self._forward_torch(products, bias, keep)
-        result = torch.empty_like(products) if keep and self.norm else products
-        inverse = products.new_empty(products.shape[:3])
+            return self._forward_torch(products, bias, keep, dtype)
+        in_place = dtype == products.dtype and not (keep and self.norm)
+        result = products if in_place else torch.empty_like(products, dtype=dtype)
+        inverse = bias.new_empty(products.shape[:3])
         _forward(
-            products.numpy(),
+            numbers(products),
             bias.numpy(),
-            result.numpy(),
+            numbers(result),
             inverse.numpy(),
-            _constants(products),
+            _constants(bias),
             self.norm,
             self.relu,
-            result is products,
         )
-        # With a norm, `products` holds normalised rows now; without one, the result.
-        return result, ((products, inverse) if keep else ())
+        # With a norm, `products` holds normalised rows now.
+        return result, ((products if self.norm else result, inverse) if keep else ())
 
     def backward(
-        self, gradient: Float[Tensor, "E K B D"], kept: Kept
+        self,
+        gradient: Float[Tensor, "E K B D"],
+        kept: Kept,
+        dtype: torch.dtype | None = None,
     ) -> tuple[Float[Tensor, "E K B D"], Float[Tensor, "E K D"]]:
         """Return the gradients of `products`, and of the biases: their sums over each task's rows.
 
         Args:
             gradient: Of what `forward` returned.
             kept: What it returned beside it.
+            dtype: Of the products' gradients; by default that of `gradient`. Sums are at least
+                float32.
         """
+        dtype = dtype or gradient.dtype
         if not _uses_kernels(gradient):
-            return self._backward_torch(gradient, kept)
-        gradient = gradient.contiguous()
+            return self._backward_torch(gradient, kept, dtype)
+        if not (self.norm or self.relu) and dtype == gradient.dtype:
+            return gradient, gradient.sum(dim=2)
         E, K, _, D = gradient.shape
-        errors = torch.empty_like(gradient) if self.norm or self.relu else gradient
-        sums = gradient.new_empty(E, K, D)
+        errors = gradient.new_empty(gradient.shape, dtype=dtype)
+        sums = gradient.new_empty(E, K, D, dtype=wide_type(gradient.dtype))
         reference, inverse = kept
         _backward(
-            gradient.numpy(),
-            reference.numpy(),
+            numbers(gradient.contiguous()),
+            numbers(reference),
             inverse.numpy(),
-            errors.numpy(),
+            numbers(errors),
             sums.numpy(),
-            _constants(gradient),
+            _constants(sums),
             self.norm,
             self.relu,
         )
         return errors, sums
 
-    def _forward_torch(self, products: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Kept]:
-        added = products.add_(bias.unsqueeze(2))
+    def _forward_torch(
+        self, products: Tensor, bias: Tensor, keep: bool, dtype: torch.dtype
+    ) -> tuple[Tensor, Kept]:
+        added = products.to(bias.dtype).add_(bias.unsqueeze(2))
         kept: Kept = ()
         result = added
         if self.norm:
@@ -111,27 +128,31 @@ class Activation:
             )
             kept = (added, *kept_of_norm)
         if self.relu:
-            result = result.relu()
+            result = result.relu().to(dtype)
             kept = (result, *kept)
-        return result, (kept if keep else ())
+        return result.to(dtype), (kept if keep else ())
 
-    def _backward_torch(self, gradient: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
+    def _backward_torch(
+        self, gradient: Tensor, kept: Kept, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         if self.relu:
             result, *kept_of_norm = kept
-            gradient = torch.ops.aten.threshold_backward(gradient, result, 0)
+            gradient = torch.ops.aten.threshold_backward(gradient, result.to(gradient.dtype), 0)
         else:
             kept_of_norm = list(kept)
+        gradient = gradient.to(wide_type(gradient.dtype))
         if self.norm:
             added, mean, inverse = kept_of_norm
             size = [added.shape[-1]]
             gradient, _, _ = torch.ops.aten.native_layer_norm_backward(
                 gradient, added, size, mean, inverse, None, None, [True, False, False]
             )
-        return gradient, gradient.sum(dim=2)
+        return gradient.to(dtype), gradient.sum(dim=2)
 
 
 def _uses_kernels(tensor: Tensor) -> bool:
-    return dispatch.on_cpu(tensor) and tensor.dtype in (torch.float32, torch.float64)
+    types = (torch.bfloat16, torch.float32, torch.float64)
+    return dispatch.on_cpu(tensor) and tensor.dtype in types
 
 
 def _constants(tensor: Tensor) -> NDArray[Any]:
@@ -153,44 +174,41 @@ def _forward(
     constants: NDArray[Any],
     norm: bool,
     relu: bool,
-    in_place: bool,
 ) -> None:
-    """Write `result`; leave the normalised rows in `products`, 1 / their deviation in `inverse`."""
+    """Leave normalised rows in `products` and 1 / their deviation in `inverse`; write `result`.
+
+    That may be `products`, over which it is written then. No loop vectorises that reads and writes
+    what may be the same array, so each row goes through one of its own.
+    """
     use_widest_vectors()
     E, K, B, D = products.shape
     zero, one, share, epsilon = constants
+    values = np.empty(D, constants.dtype)
     for e in range(E):
         for k in range(K):
             added = bias[e, k % bias.shape[1]]
             for b in range(B):
                 row, out = products[e, k, b], result[e, k, b]
-                if not norm:
-                    for d in range(D):
-                        value = row[d] + added[d]
-                        row[d] = zero if relu and value < zero else value  # NaN stays
-                    continue
                 total = zero
                 for d in range(D):
-                    value = row[d] + added[d]
-                    row[d] = value
+                    value = read(row[d]) + added[d]
+                    values[d] = value
                     total += value
-                mean = total * share
-                squares = zero
+                if norm:
+                    mean = total * share
+                    squares = zero
+                    for d in range(D):
+                        value = values[d] - mean
+                        values[d] = value
+                        squares += value * value
+                    scale = one / np.sqrt(squares * share + epsilon)
+                    inverse[e, k, b] = scale
+                    for d in range(D):
+                        values[d] *= scale
+                        row[d] = rounded(values[d], row)
                 for d in range(D):
-                    value = row[d] - mean
-                    squares += value * value
-                scale = one / np.sqrt(squares * share + epsilon)
-                inverse[e, k, b] = scale
-                # Two loops, as none vectorises in which `row` and `out` may be the same array.
-                if in_place:
-                    for d in range(D):
-                        value = (row[d] - mean) * scale
-                        row[d] = zero if relu and value < zero else value
-                else:
-                    for d in range(D):
-                        value = (row[d] - mean) * scale
-                        row[d] = value
-                        out[d] = zero if relu and value < zero else value
+                    value = values[d]
+                    out[d] = rounded(zero if relu and value < zero else value, out)  # NaN stays
 
 
 @_kernel
@@ -218,21 +236,23 @@ def _backward(
                 if norm:
                     total, along = zero, zero
                     for d in range(D):
-                        value = zero if relu and row[d] <= zero else given[d]
+                        value = zero if relu and read(row[d]) <= zero else read(given[d])
                         total += value
-                        along += value * row[d]
+                        along += value * read(row[d])
                     total, along = total * share, along * share
                     scale = inverse[e, k, b]
                     for d in range(D):
-                        value = zero if relu and row[d] <= zero else given[d]
-                        value = scale * (value - total - row[d] * along)
-                        out[d] = value
+                        value = zero if relu and read(row[d]) <= zero else read(given[d])
+                        value = scale * (value - total - read(row[d]) * along)
+                        out[d] = rounded(value, out)
                         added[d] += value
                 elif relu:
                     for d in range(D):
-                        value = zero if row[d] <= zero else given[d]
-                        out[d] = value
+                        value = zero if read(row[d]) <= zero else read(given[d])
+                        out[d] = rounded(value, out)
                         added[d] += value
                 else:
                     for d in range(D):
-                        added[d] += given[d]
+                        value = read(given[d])
+                        out[d] = rounded(value, out)
+                        added[d] += value

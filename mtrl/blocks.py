@@ -11,8 +11,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import dispatch
+from . import bf16, dispatch
+from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
+from .device import has_bf16
+from .inner_products import BYTES_AT_A_TIME, add_inner_products
 from .products import THIN, multiply
 
 ELEMENT_COST = 35
@@ -23,28 +26,27 @@ TASKS_AT_ONCE = 10
 """Tasks in one strip of a symmetric product: fewer multiply less above the diagonal, more fill the
 processor better."""
 
-AT_A_TIME = 768
-"""Columns of J whose inner products are found at a time: seven rows of them stay in the innermost
-cache."""
+LARGE = 2_000_000
+"""Bytes of J that do not stay in a core's own caches: kept, they go to memory and back."""
 
-LARGE = 500_000
-"""Numbers of J, 2 MB, that do not stay in a core's own caches: kept, they go to memory and back."""
+PIECE = 1_600_000
+"""About so many bytes are multiplied out at a time where J is not kept."""
 
-PIECE = 400_000
-"""About so many are multiplied out at a time where J is not kept."""
+COLUMNS = 1024
+"""Of a weighted sum, found at a time: they stay in the innermost cache."""
 
 FORGOTTEN = 16
 """Up to so many rows a task multiplying once more for the weighted sum takes less time than a large
 J takes on that way."""
 
-CACHE_WAY = 1024
-"""Numbers after which addresses fall into the same lines of the innermost cache, or a multiple."""
+CACHE_WAY = 4096
+"""Bytes after which addresses fall into the same lines of the innermost cache, or a multiple."""
 
 FEW = 8 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
 """Up to so many rows a task a kernel multiplies J out faster than the library, which is slow at
 products that sum over little, and knows of no zeros; less so with AVX-512."""
 
-_kernel = Compiler("gramian", Path(__file__)).vectorised_kernel
+_kernel = Compiler("blocks", Path(__file__), Path(bf16.__file__)).vectorised_kernel
 
 
 class TaskBlocks:
@@ -63,21 +65,23 @@ class TaskBlocks:
 
     Args:
         inputs: ``(E, K, B, I)``, in the type that products are computed in.
-        errors: ``(E, K, B, D)``.
+        errors: ``(E, K, B, D)``, rounded to the same unless they are one column. Results are at
+            least of float32.
     """
 
     def __init__(self, inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> None:
-        self.inputs, self.errors = inputs, errors
-        self._low = errors.to(inputs.dtype)
+        self._is_column = errors.shape[-1] == 1
+        self.inputs, self.errors = inputs, errors if self._is_column else errors.to(inputs.dtype)
+        self._wide = wide_type(errors.dtype)
         self._length = inputs.shape[-1] * errors.shape[-1]
         self._kept: Tensor | None = None
 
     def rows(self) -> Float[Tensor, "E K I D"]:
         """Return J."""
-        return self._unflatten(self._spaced_rows()[..., : self._length])
+        return self._unflatten(self._spaced_rows()[..., : self._length].to(self._wide))
 
     def _unflatten(self, rows: Float[Tensor, "*batch ID"]) -> Float[Tensor, "*batch I D"]:
-        return rows.view(*rows.shape[:-1], self.inputs.shape[-1], self.errors.shape[-1])
+        return rows.unflatten(-1, (self.inputs.shape[-1], self.errors.shape[-1]))
 
     def _spaced_rows(self) -> Float[Tensor, "E K _"]:
         """Return the rows of J with unused numbers between them, multiplied out once."""
@@ -89,8 +93,8 @@ class TaskBlocks:
         if dispatch.has_operators(self.errors):
             return _spaced_rows(self.inputs, self.errors)
         E, K = self.inputs.shape[:2]
-        rows = torch.bmm(self.inputs.flatten(0, 1).mT, self._low.flatten(0, 1))
-        return rows.to(self.errors.dtype).view(E, K, -1)
+        inputs = self.inputs.to(self.errors.dtype).flatten(0, 1)
+        return torch.bmm(inputs.mT, self.errors.flatten(0, 1)).to(self._wide).view(E, K, -1)
 
     def gramian(self) -> Float[Tensor, "K K"]:
         """Return ``J @ J.T``, summed over the E networks."""
@@ -98,24 +102,38 @@ class TaskBlocks:
             return self._of_factors()
         if self._keeps_rows():
             return self._of_rows()
-        return _gramian_in_pieces(self.inputs, self._low, self.errors.dtype)
+        return _gramian_in_pieces(self.inputs, self.errors)
 
     def combine(self, weights: Float[Tensor, " K"]) -> Float[Tensor, "E I D"]:
         """Return ``weights @ J``."""
-        if self._kept is not None:
-            return self._unflatten(weights @ self._kept[..., : self._length])
-        scaled = (self.errors * weights[:, None, None]).to(self._low.dtype)
-        product = multiply(self.inputs.flatten(1, 2).mT, scaled.flatten(1, 2))
-        return product.to(self.errors.dtype)
+        # A column's J is found in one pass over the inputs, as is its weighted sum without it.
+        if self._kept is not None or (self._is_column and dispatch.on_cpu(self.errors)):
+            return self._unflatten(self._weigh_rows(weights, self._spaced_rows()))
+        product = multiply(self.inputs.flatten(1, 2).mT, self._scaled(weights).flatten(1, 2))
+        return product.to(self._wide)
+
+    def _weigh_rows(self, weights: Tensor, kept: Tensor) -> Tensor:
+        if kept.dtype == self._wide:
+            return weights @ kept[..., : self._length]
+        return _weighted_sum(weights, kept, self._length)
+
+    def _scaled(self, weights: Tensor) -> Tensor:
+        """Return the errors, each times its task's weight."""
+        if self.errors.dtype == self._wide or not dispatch.on_cpu(self.errors):
+            return (self.errors * weights[:, None, None]).to(self.errors.dtype)
+        scaled = torch.empty_like(self.errors)
+        _scale(numbers(self.errors), weights.numpy(), numbers(scaled))
+        return scaled
 
     def multiplies_out(self) -> bool:
         """Tell which way to the Gramian is cheaper."""
         (_, K, B, I), D = self.inputs.shape, self.errors.shape[-1]  # noqa: E741
-        return multiplying_out_is_cheaper(K, B, I, D)
+        return self._is_column or multiplying_out_is_cheaper(K, B, I, D)
 
     def _keeps_rows(self) -> bool:
         E, K, B, _ = self.errors.shape
-        pays = B > FORGOTTEN or E * K * self._length < LARGE
+        size = E * K * self._length * _type_of_rows(self.errors).itemsize
+        pays = B > FORGOTTEN or size < LARGE
         return pays or not dispatch.has_operators(self.errors)
 
     def _of_rows(self) -> Tensor:
@@ -126,11 +144,11 @@ class TaskBlocks:
 
     def _of_factors(self) -> Tensor:
         K, B = self.errors.shape[1:3]
-        gramian = self.errors.new_zeros(K, K)
+        gramian = self.errors.new_zeros(K, K, dtype=self._wide)
         for first in range(0, K, TASKS_AT_ONCE):
             strip, rest = slice(first, first + TASKS_AT_ONCE), slice(first, None)
-            products = _inner(self._low, strip, rest).mul_(_inner(self.inputs, strip, rest))
-            sums = products.view(-1, B).sum(dim=1, dtype=self.errors.dtype)
+            products = _inner(self.errors, strip, rest).mul_(_inner(self.inputs, strip, rest))
+            sums = products.view(-1, B).sum(dim=1, dtype=self._wide)
             gramian[strip, rest] = sums.view(products.shape[0], -1, B, K - first).sum(dim=(0, 2))
         return gramian.triu_().add_(gramian.triu(1).mT)
 
@@ -147,6 +165,11 @@ def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:
     return multiply(vectors[:, strip].flatten(1, 2), vectors[:, rest].flatten(1, 2).mT)
 
 
+def _type_of_rows(errors: Tensor) -> torch.dtype:
+    """Return what J is kept in: bf16 where products are and the processor multiplies it."""
+    return errors.dtype if has_bf16(errors.device) else wide_type(errors.dtype)
+
+
 def _room_for_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> Tensor:
     """Allocate the rows of J with unused numbers between them, ``(E, K, _)``.
 
@@ -154,10 +177,11 @@ def _room_for_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K 
     rows would compete for the same few lines of the caches.
     """
     (E, K, _, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
-    distance = I * D
-    if distance > AT_A_TIME:
-        distance = -(-distance // CACHE_WAY) * CACHE_WAY + AT_A_TIME + 16
-    return errors.new_empty(E, K, distance)
+    dtype = _type_of_rows(errors)
+    distance = I * D * dtype.itemsize
+    if distance > BYTES_AT_A_TIME:
+        distance = -(-distance // CACHE_WAY) * CACHE_WAY + BYTES_AT_A_TIME + 64
+    return errors.new_empty(E, K, distance // dtype.itemsize, dtype=dtype)
 
 
 @dispatch.operator("(Tensor inputs, Tensor errors) -> Tensor", _room_for_rows)
@@ -165,13 +189,15 @@ def _spaced_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B 
     """Multiply J out."""
     spaced = _room_for_rows(inputs, errors)
     I, D = inputs.shape[-1], errors.shape[-1]  # noqa: E741
-    inputs, low = inputs.flatten(0, 1), errors.to(inputs.dtype).flatten(0, 1)
+    inputs, errors = inputs.flatten(0, 1), errors.flatten(0, 1)
     rows = spaced.flatten(0, 1)
-    if D <= THIN:
+    if D == 1:
+        _sum_up(numbers(inputs), errors.numpy(), rows.numpy())
+    elif D <= THIN:
         blocks = rows[:, : I * D].unflatten(1, (I, D))
-        blocks.copy_(multiply(low.mT, inputs).mT)
+        blocks.copy_(multiply(errors.mT, inputs).mT)
     else:
-        _multiply_into(rows, inputs, low)
+        _multiply_into(rows, inputs, errors)
     return spaced
 
 
@@ -183,7 +209,7 @@ def _multiply_into(
     blocks = rows[:, : I * D].unflatten(1, (I, D))
     if inputs.dtype != rows.dtype:
         blocks.copy_(multiply(inputs.mT, errors))
-    elif B <= FEW:
+    elif B <= FEW and rows.dtype != torch.bfloat16:
         _products(inputs.contiguous().numpy(), errors.numpy(), rows.numpy())
     else:
         torch.bmm(inputs.mT, errors, out=blocks)
@@ -191,7 +217,8 @@ def _multiply_into(
 
 def _room_for_gramian(spaced: Float[Tensor, "E K _"], length: int) -> Float[Tensor, "K K"]:
     del length
-    return spaced.new_empty(spaced.shape[1], spaced.shape[1])
+    K = spaced.shape[1]
+    return spaced.new_empty(K, K, dtype=wide_type(spaced.dtype))
 
 
 @dispatch.operator("(Tensor spaced, int length) -> Tensor", _room_for_gramian)
@@ -200,30 +227,24 @@ def _gramian_of_rows(spaced: Float[Tensor, "E K _"], length: int) -> Float[Tenso
     K = spaced.shape[1]
     gramian = torch.zeros(K, K, dtype=torch.float64)
     # With what lies between the rows: a kernel is several times faster without strides.
-    _add_inner_products(spaced, length, gramian)
-    return gramian.to(spaced.dtype)
+    add_inner_products(spaced, length, gramian)
+    return gramian.to(wide_type(spaced.dtype))
 
 
-def _add_inner_products(rows: Float[Tensor, "E K _"], length: int, gramian: Tensor) -> None:
-    """Add those of the first `length` numbers of each row, summed over networks."""
-    numbers = rows.numpy()
-    _inner_products(numbers, length, gramian.numpy(), np.zeros(1, numbers.dtype))
+def _room_for_gramian_in_pieces(inputs: Tensor, errors: Tensor) -> Tensor:
+    K = inputs.shape[1]
+    return errors.new_empty(K, K, dtype=wide_type(errors.dtype))
 
 
-def _room_for_gramian_in_pieces(inputs: Tensor, errors: Tensor, dtype: torch.dtype) -> Tensor:
-    return errors.new_empty(errors.shape[1], inputs.shape[1], dtype=dtype)
-
-
-@dispatch.operator(
-    "(Tensor inputs, Tensor errors, ScalarType dtype) -> Tensor", _room_for_gramian_in_pieces
-)
+@dispatch.operator("(Tensor inputs, Tensor errors) -> Tensor", _room_for_gramian_in_pieces)
 def _gramian_in_pieces(
-    inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"], dtype: torch.dtype
+    inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]
 ) -> Float[Tensor, "K K"]:
     """Return the inner products of the rows of J, which is nowhere as a whole."""
     (E, K, _, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    dtype = _type_of_rows(errors)
     # An odd number: pieces of tasks then lie apart by no power of two, see `_room_for_rows`.
-    step = min(PIECE // (K * D), I - 1) | 1
+    step = min(PIECE // (K * D * dtype.itemsize), I - 1) | 1
     gramian = torch.zeros(K, K, dtype=torch.float64)
     room = errors.new_empty(K * step * D, dtype=dtype)
     for e in range(E):
@@ -232,8 +253,22 @@ def _gramian_in_pieces(
             length = piece.shape[-1] * D
             rows = room[: K * length].view(1, K, length)
             _multiply_into(rows[0], piece, errors[e])
-            _add_inner_products(rows, length, gramian)
-    return gramian.to(dtype)
+            add_inner_products(rows, length, gramian)
+    return gramian.to(wide_type(errors.dtype))
+
+
+def _room_for_sum(weights: Tensor, spaced: Float[Tensor, "E K _"], length: int) -> Tensor:
+    return weights.new_empty(len(spaced), length)
+
+
+@dispatch.operator("(Tensor weights, Tensor spaced, int length) -> Tensor", _room_for_sum)
+def _weighted_sum(
+    weights: Float[Tensor, " K"], spaced: Float[Tensor, "E K _"], length: int
+) -> Float[Tensor, "E length"]:
+    """Return the weighted sums of the rows' first numbers."""
+    result = _room_for_sum(weights, spaced, length)
+    _add_up(weights.numpy(), numbers(spaced), result.numpy())
+    return result
 
 
 @_kernel
@@ -268,67 +303,63 @@ def _products(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) ->
 
 
 @_kernel
-def _inner_products(
-    rows: NDArray[Any], length: int, gramian: NDArray[np.float64], zeros: NDArray[Any]
-) -> None:
-    """Add the rows' inner products to a symmetric matrix; `zeros` are of the rows' type.
-
-    A general product computes each of them twice, and is at its slowest with so few rows. Below the
-    diagonal `gramian` holds anything until the end.
-    """
+def _add_up(weights: NDArray[Any], rows: NDArray[Any], result: NDArray[Any]) -> None:
+    """Write the weighted sums of rows, four rows at a time."""
     use_widest_vectors()
     E, K, _ = rows.shape
-    zero = zeros[0]
+    length = result.shape[1]
     for e in range(E):
-        for first in range(0, length, AT_A_TIME):
-            part = slice(first, min(length, first + AT_A_TIME))
-            for i in range(0, K - 2, 3):
-                # Three rows by four, from the last on: a number that was read serves several sums.
-                x, y, z = rows[e, i, part], rows[e, i + 1, part], rows[e, i + 2, part]
-                j = K - 4
-                while j >= 0 and j > i - 4:
-                    a, b = rows[e, j, part], rows[e, j + 1, part]
-                    c, d = rows[e, j + 2, part], rows[e, j + 3, part]
-                    xa, xb, xc, xd = zero, zero, zero, zero
-                    ya, yb, yc, yd = zero, zero, zero, zero
-                    za, zb, zc, zd = zero, zero, zero, zero
-                    for p in range(len(x)):
-                        xa += x[p] * a[p]
-                        ya += y[p] * a[p]
-                        za += z[p] * a[p]
-                        xb += x[p] * b[p]
-                        yb += y[p] * b[p]
-                        zb += z[p] * b[p]
-                        xc += x[p] * c[p]
-                        yc += y[p] * c[p]
-                        zc += z[p] * c[p]
-                        xd += x[p] * d[p]
-                        yd += y[p] * d[p]
-                        zd += z[p] * d[p]
-                    for row, (of_a, of_b, of_c, of_d) in enumerate(
-                        ((xa, xb, xc, xd), (ya, yb, yc, yd), (za, zb, zc, zd))
-                    ):
-                        gramian[i + row, j] += of_a
-                        gramian[i + row, j + 1] += of_b
-                        gramian[i + row, j + 2] += of_c
-                        gramian[i + row, j + 3] += of_d
-                    j -= 4
-                for k in range(i, j + 4):
-                    a = rows[e, k, part]
-                    xa, ya, za = zero, zero, zero
-                    for p in range(len(x)):
-                        xa += x[p] * a[p]
-                        ya += y[p] * a[p]
-                        za += z[p] * a[p]
-                    gramian[i, k] += xa
-                    gramian[i + 1, k] += ya
-                    gramian[i + 2, k] += za
-            for i in range(K // 3 * 3, K):
-                for k in range(i, K):
-                    x, a, xa = rows[e, i, part], rows[e, k, part], zero
-                    for p in range(len(x)):
-                        xa += x[p] * a[p]
-                    gramian[i, k] += xa
-    for i in range(K):
-        for j in range(i):
-            gramian[i, j] = gramian[j, i]
+        for first in range(0, length, COLUMNS):
+            part = slice(first, min(length, first + COLUMNS))
+            out = result[e, part]
+            for k in range(0, K, 4):
+                # The last row stands in for those that are missing, and counts as nothing.
+                b, c, d = min(k + 1, K - 1), min(k + 2, K - 1), min(k + 3, K - 1)
+                of_w, of_x = weights[k], weights[b] * (k + 1 < K)
+                of_y, of_z = weights[c] * (k + 2 < K), weights[d] * (k + 3 < K)
+                w, x, y, z = rows[e, k, part], rows[e, b, part], rows[e, c, part], rows[e, d, part]
+                if k == 0:
+                    for p in range(len(out)):
+                        out[p] = (
+                            of_w * read(w[p])
+                            + of_x * read(x[p])
+                            + of_y * read(y[p])
+                            + of_z * read(z[p])
+                        )
+                else:
+                    for p in range(len(out)):
+                        out[p] += (
+                            of_w * read(w[p])
+                            + of_x * read(x[p])
+                            + of_y * read(y[p])
+                            + of_z * read(z[p])
+                        )
+
+
+@_kernel
+def _scale(errors: NDArray[Any], weights: NDArray[Any], result: NDArray[Any]) -> None:
+    """Write the errors times their task's weight."""
+    use_widest_vectors()
+    E, K, B, D = errors.shape
+    for e in range(E):
+        for k in range(K):
+            weight = weights[k]
+            for b in range(B):
+                row, out = errors[e, k, b], result[e, k, b]
+                for d in range(D):
+                    out[d] = rounded(weight * read(row[d]), out)
+
+
+@_kernel
+def _sum_up(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) -> None:
+    """Write the inputs of each task, summed with its errors' one column, to the start of a row."""
+    use_widest_vectors()
+    tasks, B, I = inputs.shape  # noqa: E741
+    for t in range(tasks):
+        out = rows[t, :I]
+        for i in range(I):
+            out[i] = 0
+        for b in range(B):
+            row, error = inputs[t, b], errors[t, b, 0]
+            for i in range(I):
+                out[i] += error * read(row[i])

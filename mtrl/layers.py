@@ -23,6 +23,7 @@ def linear(
     activation: Activation = Activation(),  # noqa: B008 - it cannot change
     tape: Tape | None = None,
     dtype: torch.dtype = torch.float32,
+    result_dtype: torch.dtype | None = None,
     one_hot: bool = False,
 ) -> Float[Tensor, "E K B D"]:
     """Apply the affine maps of E networks to the batches of K tasks, and what follows them.
@@ -34,7 +35,9 @@ def linear(
         activation: What follows.
         tape: Where to remember this call, to differentiate with respect to the parameters task by
             task. There is no other way: for an ordinary backward pass they are constants.
-        dtype: What the matrix products are computed in; results are of the inputs' type again.
+        dtype: What the matrix products are computed in.
+        result_dtype: Of the result, by default that of the weights. What goes straight into a
+            product of bf16 is best rounded at once, while it is at hand.
         one_hot: Act as if the inputs went on with the one-hot of their task. As its product with
             the weight is one row of the weight, that row is added and nothing multiplied.
 
@@ -42,9 +45,8 @@ def linear(
         ``activation(inputs @ weight + bias)``.
     """
     # A critic's value, rounded to bf16, would be worth little, and one column costs little.
-    layer = _Layer(
-        weight, bias, activation, tape, dtype if weight.shape[-1] > 1 else inputs.dtype, one_hot
-    )
+    dtype = dtype if weight.shape[-1] > 1 else weight.dtype
+    layer = _Layer(weight, bias, activation, tape, dtype, result_dtype or weight.dtype, one_hot)
     outputs: Tensor = _Linear.apply(inputs, None if tape is None else tape.probe, layer)
     return outputs
 
@@ -58,6 +60,7 @@ class _Layer:
     activation: Activation
     tape: Tape | None
     dtype: torch.dtype
+    result_dtype: torch.dtype
     one_hot: bool
 
 
@@ -75,10 +78,14 @@ class _Linear(torch.autograd.Function):
         of_inputs, added = layer.weight.detach(), layer.bias.detach()
         if layer.one_hot:
             of_inputs, added = of_inputs[:, :I], added + of_inputs[:, I:]
-        low, of_inputs = inputs.detach().flatten(1, 2).to(layer.dtype), of_inputs.to(layer.dtype)
-        products = multiply(low, of_inputs).to(inputs.dtype).view(E, K, B, -1)
-        outputs, kept = layer.activation.forward(products, added, keep=any(ctx.needs_input_grad))
-        ctx.layer, ctx.shape = layer, inputs.shape
+        low, of_inputs = inputs.detach().flatten(1, 2), of_inputs.to(layer.dtype)
+        if of_inputs.shape[-1] > 1:  # else they are multiplied as they are
+            low = low.to(layer.dtype)
+        products = multiply(low, of_inputs).view(E, K, B, -1)
+        outputs, kept = layer.activation.forward(
+            products, added, keep=any(ctx.needs_input_grad), dtype=layer.result_dtype
+        )
+        ctx.layer, ctx.shape, ctx.dtype = layer, inputs.shape, inputs.dtype
         ctx.save_for_backward(low, of_inputs, *kept)
         return outputs
 
@@ -87,7 +94,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         low, of_inputs, *kept = ctx.saved_tensors
         layer: _Layer = ctx.layer
-        errors, sums = layer.activation.backward(gradient, tuple(kept))
+        errors, sums = layer.activation.backward(gradient, tuple(kept), layer.dtype)
         if layer.tape is not None:
             blocks = TaskBlocks(low.view(ctx.shape), errors)
             layer.tape.layers.append(
@@ -95,6 +102,5 @@ class _Linear(torch.autograd.Function):
             )
         of_input = None
         if ctx.needs_input_grad[0]:
-            flat = errors.flatten(1, 2).to(layer.dtype)
-            of_input = multiply(flat, of_inputs.mT).to(gradient.dtype).view(ctx.shape)
+            of_input = multiply(errors.flatten(1, 2), of_inputs.mT, ctx.dtype).view(ctx.shape)
         return of_input, None, None
