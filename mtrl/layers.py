@@ -12,7 +12,7 @@ from torch import Tensor
 from .activation import Activation
 from .blocks import TaskBlocks
 from .gradients import LayerJacobian, Tape
-from .products import multiply
+from .products import multiply, multiply_rows_that_count
 
 
 def linear(
@@ -102,5 +102,7 @@ class _Linear(torch.autograd.Function):
             )
         of_input = None
         if ctx.needs_input_grad[0]:
-            of_input = multiply(errors.flatten(1, 2), of_inputs.mT, ctx.dtype).view(ctx.shape)
+            # Without a tape a network is only looked through, and of twins often only one.
+            product = multiply_rows_that_count if layer.tape is None else multiply
+            of_input = product(errors.flatten(1, 2), of_inputs.mT, ctx.dtype).view(ctx.shape)
         return of_input, None, None

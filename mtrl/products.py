@@ -20,6 +20,16 @@ THIN = 16
 """With so few columns a product is several times faster the other way round, rows with columns."""
 
 
+SHAPES = 16
+"""So many numbers of rows are multiplied: the library prepares itself for each, once and for long.
+"""
+
+LARGE = 80_000_000
+"""Multiplications in a product from which on looking for rows of zeros takes less than it saves."""
+
+WORTH_PACKING = 0.8
+"""Share of rows that are not zeros up to which the others are left out of a product."""
+
 _kernel = Compiler("products", Path(__file__), Path(bf16.__file__)).vectorised_kernel
 
 
@@ -57,6 +67,41 @@ def _multiply(left: Tensor, right: Tensor) -> Tensor:
     if right.shape[-1] <= THIN < left.shape[-2]:
         return torch.bmm(right.mT, left.mT).mT.contiguous()
     return torch.bmm(left, right)
+
+
+def multiply_rows_that_count(
+    left: Float[Tensor, "E R I"], right: Float[Tensor, "E I D"], dtype: torch.dtype
+) -> Float[Tensor, "E R D"]:
+    """Return `multiply`, for a left factor many of whose rows are nothing but zeros.
+
+    On a CPU large products leave them out. Where a value is the lower of two networks', the gradient of each
+    of its rows goes back to one of them alone.
+    """
+    if dispatch.has_operators(left) and left.numel() * right.shape[-1] >= LARGE:
+        return _multiply_rows_that_count(left, right, dtype)
+    return multiply(left, right, dtype)
+
+
+def _room_for_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    return left.new_empty(*left.shape[:2], right.shape[-1], dtype=dtype)
+
+
+@dispatch.operator("(Tensor left, Tensor right, ScalarType dtype) -> Tensor", _room_for_product)
+def _multiply_rows_that_count(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    E, R, _ = left.shape
+    step = -(-R // SHAPES)
+    packed = torch.empty_like(left, memory_format=torch.contiguous_format)
+    places, counts = np.empty((E, R), np.int64), np.empty(E, np.int64)
+    _pack(numbers(left.contiguous()), numbers(packed), places, counts, step)
+    if counts.sum() > WORTH_PACKING * E * R:
+        return multiply(left, right, dtype)
+    result = _room_for_product(left, right, dtype)
+    for e, count in enumerate(counts):
+        some = slice(e, e + 1)
+        multiplied = min(R, -(-int(count) // step) * step)
+        product = multiply(packed[some, :multiplied], right[some], dtype)
+        _unpack(numbers(product[0]), places[e, :count], numbers(result[e]))
+    return result
 
 
 def _is_thin(left: Tensor, right: Tensor) -> bool:
@@ -98,3 +143,52 @@ def _outer(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any]) -> Non
             factor, out = read(left[e, r, 0]), result[e, r]
             for d in range(D):
                 out[d] = rounded(factor * row[d], out)
+
+
+@_kernel
+def _pack(
+    rows: NDArray[Any],
+    packed: NDArray[Any],
+    places: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    step: int,
+) -> None:
+    """Copy the rows that are not all zeros, one after the other, and write where they were.
+
+    After them come rows of zeros, up to a multiple of `step`.
+    """
+    use_widest_vectors()
+    E, R, I = rows.shape  # noqa: E741
+    zero = np.float32(0)
+    for e in range(E):
+        count = 0
+        for r in range(R):
+            row, out = rows[e, r], packed[e, count]
+            total = read(row[0]) * zero
+            for i in range(I):
+                total += abs(read(row[i]))
+            if not total == 0:  # noqa: SIM201 - NaN counts
+                for i in range(I):
+                    out[i] = row[i]
+                places[e, count] = r
+                count += 1
+        counts[e] = count
+        packed[e, count : (count + step - 1) // step * step] = 0
+
+
+@_kernel
+def _unpack(rows: NDArray[Any], places: NDArray[np.int64], result: NDArray[Any]) -> None:
+    """Write the rows to their places, and zeros to the others."""
+    use_widest_vectors()
+    R, D = result.shape
+    number = 0
+    for r in range(R):
+        out = result[r]
+        if number < len(places) and places[number] == r:
+            row = rows[number]
+            for d in range(D):
+                out[d] = row[d]
+            number += 1
+        else:
+            for d in range(D):
+                out[d] = 0
