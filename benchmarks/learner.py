@@ -2,8 +2,9 @@
 
 Every contestant runs in a process of its own, one at a time and in short turns, A B C A B C: a busy
 machine then slows all of them alike. Printed are medians over the turns, what each takes relative
-to our update without balancing, the share of the least possible time (the operations that an update
-must do, at the rate of a matrix product measured in the same turns), and peak memory.
+to our update without balancing, to a straightforward one, and to the same update with uniform
+weights, the share of the least possible time (the operations that an update must do, at the rate of
+a matrix product of the same precision, measured in the same turns), and peak memory.
 
     python benchmarks/learner.py --save learner            # everything; about half an hour
     python benchmarks/learner.py --tasks 10 --batches 128 --nets wide --seconds 20
@@ -32,11 +33,11 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from learner_peers import CONTESTANTS, Shape, least_operations
+from learner_peers import BF16, CONTESTANTS, PRODUCTS, WITHOUT_BALANCING, Shape, least_operations
 from rich.console import Console
 from rich.table import Table
 
-from mtrl.device import keep_freed_memory, set_threads
+from mtrl.device import has_bf16, keep_freed_memory, set_threads
 from mtrl.files import write_json_atomic
 from mtrl.provenance import machine
 
@@ -46,6 +47,7 @@ NETS = {
     "norm": (256, 2, True, False),
     "categorical": (256, 2, True, True),
 }
+BUILDERS = CONTESTANTS | BF16 | PRODUCTS
 TURN, PATIENCE = 0.3, 3.0  # seconds
 
 
@@ -60,8 +62,8 @@ class Options:
     """K."""
     batches: tuple[int, ...] = (16, 64, 128)
     """Transitions per task, B."""
-    only: tuple[str, ...] = tuple(name for name in CONTESTANTS if name != "product")
-    """Contestants, by name."""
+    only: tuple[str, ...] = (*CONTESTANTS, *(BF16 if has_bf16(torch.device("cpu")) else ()))
+    """Contestants, by name. Those with bf16 by default where the processor multiplies it."""
     seconds: float = 60.0
     """Per table."""
     threads: int = 1
@@ -85,7 +87,7 @@ def _serve(name: str, shape: Shape, options: Options, pipe: Connection) -> None:
         if options.keep_freed:
             keep_freed_memory()
         before = _peak_memory()
-        update = CONTESTANTS[name](shape)
+        update = BUILDERS[name](shape)
         start = time.perf_counter()
         update()
         if time.perf_counter() - start < PATIENCE:  # else its warm-up weighs little
@@ -133,7 +135,7 @@ def _contestant(
 
 def measure(shape: Shape, options: Options) -> dict[str, dict[str, Any]]:
     """Let all contestants take turns at one shape; return numbers by name."""
-    names = ["product", *options.only]
+    names = ["product", *(["product bf16"] if BF16.keys() & options.only else []), *options.only]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}
     with ExitStack() as stack:
@@ -161,32 +163,36 @@ def measure(shape: Shape, options: Options) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def floor_seconds(shape: Shape, rows: dict[str, dict[str, Any]]) -> float:
-    """Return the time of an update's least operations at the rate of the measured product."""
-    return least_operations(shape) * float(rows["product"]["seconds"]) / shape.product_operations
+def floor_seconds(shape: Shape, product: dict[str, Any]) -> float:
+    """Return the time of an update's least operations at the rate of a measured product."""
+    return least_operations(shape) * float(product["seconds"]) / shape.product_operations
 
 
 def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> None:
     """Print one table."""
-    floor = floor_seconds(shape, rows)
-    rate = shape.product_operations / rows["product"]["seconds"] / 1e9
-    table = Table(title=f"{shape}; floor {1e3 * floor:.1f} ms at {rate:.0f} GFLOP/s")
-    for column in ("update", "ms", "to ours", "to eager", "share of floor", "MB", "faults"):
-        table.add_column(column, justify="left" if column == "update" else "right")
-    base = {name: rows.get(name, {}).get("seconds") for name in ("ours", "eager")}
+    floors = {name: floor_seconds(shape, rows[name]) for name in PRODUCTS if name in rows}
+    told = ", ".join(
+        f"{1e3 * floor:.1f} ms at {least_operations(shape) / floor / 1e9:.0f} GFLOP/s"
+        for floor in floors.values()
+    )
+    table = Table(title=f"{shape}; floor {told}")
+    columns = ("update", "ms", "to ours", "to eager", "to uniform", "share", "MB", "faults")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "update" else "right", no_wrap=True)
+    seconds = {name: row["seconds"] for name, row in rows.items() if "seconds" in row}
     for name, row in rows.items():
-        if name == "product":
+        if name in PRODUCTS:
             continue
         if "failure" in row:
             table.add_row(name, row["failure"])
             continue
-        ratios = (f"{row['seconds'] / b:.2f}" if b else "" for b in base.values())
-        share = f"{100 * floor / row['seconds']:.0f}%"
+        bases = (seconds.get(base) for base in ("ours", "eager", WITHOUT_BALANCING.get(name)))
+        floor = floors["product bf16" if name in BF16 else "product"]
         table.add_row(
             name,
             f"{1e3 * row['seconds']:.1f}",
-            *ratios,
-            share,
+            *(f"{row['seconds'] / base:.2f}" if base else "" for base in bases),
+            f"{100 * floor / row['seconds']:.0f}%",
             f"{row['memory'] / 1e6:.0f}",
             str(row["page_faults"]),
         )
@@ -204,12 +210,12 @@ def main(options: Options) -> None:
     if options.memory:
         shapes = [Shape(50, 128, 400, 3, False, critic_width=1024)]
         options = replace(options, only=("ours", "surgery"))
-    console = Console()
+    console = Console(width=100)
     tables = []
     for shape in shapes:
         rows = measure(shape, options)
         show(shape, rows, console)
-        floor = floor_seconds(shape, rows)
+        floor = floor_seconds(shape, rows["product"])
         tables.append({**vars(shape), "floor_seconds": floor, "rows": rows})
         if not options.save:
             continue

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from learner import NETS
-from learner_peers import CONTESTANTS, Shape
+from learner_peers import BF16, CONTESTANTS, Shape
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import profile
@@ -34,7 +34,7 @@ def main(
     torch.set_num_threads(1)
     keep_freed_memory()
     shape = Shape(tasks, batch, *NETS[net])
-    update = CONTESTANTS[contestant](shape)
+    update = (CONTESTANTS | BF16)[contestant](shape)
     for _ in range(5):
         update()
     with profile(record_shapes=True) as profiler:

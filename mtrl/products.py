@@ -74,8 +74,8 @@ def multiply_rows_that_count(
 ) -> Float[Tensor, "E R D"]:
     """Return `multiply`, for a left factor many of whose rows are nothing but zeros.
 
-    On a CPU large products leave them out. Where a value is the lower of two networks', the gradient of each
-    of its rows goes back to one of them alone.
+    On a CPU large products leave them out. Where a value is the lower of two networks', its
+    gradient goes back to one of them alone.
     """
     if dispatch.has_operators(left) and left.numel() * right.shape[-1] >= LARGE:
         return _multiply_rows_that_count(left, right, dtype)

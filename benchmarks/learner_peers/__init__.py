@@ -70,12 +70,17 @@ class Shape:
         return 2 * self.K * self.B * (self.critic_width or self.width) ** 2
 
 
+Builder = Callable[[Shape], Callable[[], Any]]
+"""Makes a contestant's update at a shape."""
+
+
 def least_operations(shape: Shape) -> int:
     """Count the multiplications and additions in the matrix products that an update cannot avoid.
 
     Forward: the actor twice, the critics three times (targets, critics' step, actor's step), two
     each. Backward: weights and activations of actor and critics in their own steps, activations of
-    the critics in the actor's. No gradients of inputs that nobody asks for; the one-hot is free.
+    the critics in the actor's, where each value is one of the two critics'. No gradients of inputs
+    that nobody asks for; the one-hot is free.
     """
 
     def count(inputs: int, width: int, outputs: int) -> tuple[int, int]:
@@ -87,13 +92,13 @@ def least_operations(shape: Shape) -> int:
     actor, actor_inner = count(OBSERVATION, shape.width, 2 * ACTION)
     to_actions = critic_inner + ACTION * (shape.critic_width or shape.width)
     forward = 2 * actor + 3 * 2 * critic
-    backward = 2 * (critic + critic_inner) + 2 * to_actions + actor + actor_inner
+    backward = 2 * (critic + critic_inner) + to_actions + actor + actor_inner
     return 2 * shape.K * shape.B * (forward + backward)
 
 
 def _ours(
-    critics: str, actor: str, *, compiled: bool = False
-) -> Callable[[Shape], Callable[[], Any]]:
+    critics: str, actor: str, *, compiled: bool = False, dtype: torch.dtype = torch.float32
+) -> Builder:
     def build(shape: Shape) -> Callable[[], Any]:
         agent = SAC(
             shape.config(critics, actor),
@@ -101,6 +106,7 @@ def _ours(
             observation_size=OBSERVATION,
             action_size=ACTION,
             seed=0,
+            dtype=dtype,
         )
         batch = shape.batch()
 
@@ -112,7 +118,7 @@ def _ours(
     return build
 
 
-def _eager(name: str) -> Callable[[Shape], Callable[[], Any]]:
+def _eager(name: str) -> Builder:
     def build(shape: Shape) -> Callable[[], Any]:
         from .eager import EagerSAC
 
@@ -147,23 +153,28 @@ def _jax(shape: Shape) -> Callable[[], Any]:
     return lambda: agent.update(batch)
 
 
-def _product(shape: Shape) -> Callable[[], Any]:
-    width = shape.critic_width or shape.width
-    left, right = torch.randn(shape.K * shape.B, width), torch.randn(width, width)
-    result = torch.empty(shape.K * shape.B, width)
-    return lambda: torch.mm(left, right, out=result)
+def _product(dtype: torch.dtype) -> Builder:
+    def build(shape: Shape) -> Callable[[], Any]:
+        width = shape.critic_width or shape.width
+        left, right = torch.randn(shape.K * shape.B, width), torch.randn(width, width)
+        left, right = left.to(dtype), right.to(dtype)
+        result = torch.empty(shape.K * shape.B, width, dtype=dtype)
+        return lambda: torch.mm(left, right, out=result)
+
+    return build
 
 
-CONTESTANTS: dict[str, Callable[[Shape], Callable[[], Any]]] = {
-    "product": _product,
+BOTH = "gradnorm+pcgrad"
+
+CONTESTANTS: dict[str, Builder] = {
     "ours": _ours("uniform", "uniform"),
     "pcgrad": _ours("pcgrad", "pcgrad"),
     "gradnorm": _ours("gradnorm", "gradnorm"),
-    "surgery": _ours("gradnorm+pcgrad", "gradnorm+pcgrad"),
-    "critics'": _ours("gradnorm+pcgrad", "uniform"),
-    "actor's": _ours("uniform", "gradnorm+pcgrad"),
+    "surgery": _ours(BOTH, BOTH),
+    "critics'": _ours(BOTH, "uniform"),
+    "actor's": _ours("uniform", BOTH),
     "compiled": _ours("uniform", "uniform", compiled=True),
-    "compiled surgery": _ours("gradnorm+pcgrad", "gradnorm+pcgrad", compiled=True),
+    "compiled surgery": _ours(BOTH, BOTH, compiled=True),
     "eager": _eager("uniform"),
     "jax": _jax,
     "eager, K passes": _eager("passes"),
@@ -171,4 +182,29 @@ CONTESTANTS: dict[str, Callable[[Shape], Callable[[], Any]]] = {
     "torchjd autogram": _eager("autogram"),
     "vmap of grad": _eager("vmap"),
 }
-"""Builders of updates by name; `product` is the matrix product the floor is computed from."""
+"""Builders of updates by name."""
+
+BF16: dict[str, Builder] = {
+    "ours bf16": _ours("uniform", "uniform", dtype=torch.bfloat16),
+    "surgery bf16": _ours(BOTH, BOTH, dtype=torch.bfloat16),
+    "compiled bf16": _ours("uniform", "uniform", compiled=True, dtype=torch.bfloat16),
+    "compiled surgery bf16": _ours(BOTH, BOTH, compiled=True, dtype=torch.bfloat16),
+}
+"""Those of ours whose products are in bf16: for processors that multiply it."""
+
+PRODUCTS: dict[str, Builder] = {
+    "product": _product(torch.float32),
+    "product bf16": _product(torch.bfloat16),
+}
+"""The matrix products that floors are computed from."""
+
+WITHOUT_BALANCING = {
+    **dict.fromkeys(("pcgrad", "gradnorm", "surgery", "critics'", "actor's"), "ours"),
+    "compiled surgery": "compiled",
+    "surgery bf16": "ours bf16",
+    "compiled surgery bf16": "compiled bf16",
+    **dict.fromkeys(
+        ("eager, K passes", "torchjd autojac", "torchjd autogram", "vmap of grad"), "eager"
+    ),
+}
+"""What a balanced update is compared with: the same one, with uniform weights."""
