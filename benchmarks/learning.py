@@ -94,6 +94,7 @@ STUDIES = {
         "--log-every 36000 --checkpoint-every 360000",
     ),
     "mt10_compiled": (0.5, f"--compile {TENTHS}"),
+    "mt10_bf16": (0.5, f"--compile --precision bf16 {TENTHS}"),
     "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),  # as "mt10", to its end
     "mt50": (0.5, MT50),
     "mt50_updates-half": (0.5, f"{HALF} {MT50}"),

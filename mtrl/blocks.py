@@ -26,11 +26,11 @@ TASKS_AT_ONCE = 10
 """Tasks in one strip of a symmetric product: fewer multiply less above the diagonal, more fill the
 processor better."""
 
-LARGE = 2_000_000
-"""Bytes of J that do not stay in a core's own caches: kept, they go to memory and back."""
+LARGE = 500_000
+"""Numbers of J, 2 MB, that do not stay in a core's own caches: kept, they go to memory and back."""
 
-PIECE = 1_600_000
-"""About so many bytes are multiplied out at a time where J is not kept."""
+PIECE = 400_000
+"""About so many are multiplied out at a time where J is not kept."""
 
 COLUMNS = 1024
 """Of a weighted sum, found at a time: they stay in the innermost cache."""
@@ -132,9 +132,10 @@ class TaskBlocks:
 
     def _keeps_rows(self) -> bool:
         E, K, B, _ = self.errors.shape
-        size = E * K * self._length * _type_of_rows(self.errors).itemsize
-        pays = B > FORGOTTEN or size < LARGE
-        return pays or not dispatch.has_operators(self.errors)
+        # Of bf16, rows take half the room, and multiplying once more costs what weighing them does.
+        pays = B > FORGOTTEN or E * K * self._length < LARGE
+        halves = self._wide != _type_of_rows(self.errors)
+        return pays or halves or not dispatch.has_operators(self.errors)
 
     def _of_rows(self) -> Tensor:
         spaced = self._spaced_rows()
@@ -244,7 +245,7 @@ def _gramian_in_pieces(
     (E, K, _, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
     dtype = _type_of_rows(errors)
     # An odd number: pieces of tasks then lie apart by no power of two, see `_room_for_rows`.
-    step = min(PIECE // (K * D * dtype.itemsize), I - 1) | 1
+    step = min(PIECE // (K * D), I - 1) | 1
     gramian = torch.zeros(K, K, dtype=torch.float64)
     room = errors.new_empty(K * step * D, dtype=dtype)
     for e in range(E):
