@@ -186,7 +186,7 @@ def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> Non
         if "failure" in row:
             table.add_row(name, row["failure"])
             continue
-        bases = (seconds.get(base) for base in ("ours", "eager", WITHOUT_BALANCING.get(name)))
+        bases = (seconds.get(base) for base in ("ours", "eager", WITHOUT_BALANCING.get(name, "")))
         floor = floors["product bf16" if name in BF16 else "product"]
         table.add_row(
             name,

@@ -178,7 +178,8 @@ def _forward(
     """Leave normalised rows in `products` and 1 / their deviation in `inverse`; write `result`.
 
     That may be `products`, over which it is written then. No loop vectorises that reads and writes
-    what may be the same array, so each row goes through one of its own.
+    what may be the same array, so each row goes through one of its own. Loops that add up write
+    nothing: what they do must not depend on how close to each other two arrays happen to lie.
     """
     use_widest_vectors()
     E, K, B, D = products.shape
@@ -189,22 +190,21 @@ def _forward(
             added = bias[e, k % bias.shape[1]]
             for b in range(B):
                 row, out = products[e, k, b], result[e, k, b]
-                total = zero
                 for d in range(D):
-                    value = read(row[d]) + added[d]
-                    values[d] = value
-                    total += value
+                    values[d] = read(row[d]) + added[d]
                 if norm:
+                    total = zero
+                    for d in range(D):
+                        total += values[d]
                     mean = total * share
                     squares = zero
                     for d in range(D):
                         value = values[d] - mean
-                        values[d] = value
                         squares += value * value
                     scale = one / np.sqrt(squares * share + epsilon)
                     inverse[e, k, b] = scale
                     for d in range(D):
-                        values[d] *= scale
+                        values[d] = (values[d] - mean) * scale
                         row[d] = rounded(values[d], row)
                 for d in range(D):
                     value = values[d]

@@ -81,7 +81,7 @@ class TaskBlocks:
         return self._unflatten(self._spaced_rows()[..., : self._length].to(self._wide))
 
     def _unflatten(self, rows: Float[Tensor, "*batch ID"]) -> Float[Tensor, "*batch I D"]:
-        return rows.unflatten(-1, (self.inputs.shape[-1], self.errors.shape[-1]))
+        return rows.view(*rows.shape[:-1], self.inputs.shape[-1], self.errors.shape[-1])
 
     def _spaced_rows(self) -> Float[Tensor, "E K _"]:
         """Return the rows of J with unused numbers between them, multiplied out once."""

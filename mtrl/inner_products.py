@@ -6,6 +6,7 @@ cache until all sums have had it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,7 @@ def _generate_dot_products(context: Any, builder: Any, signature: Any, arguments
     return context.get_dummy_value()
 
 
-@intrinsic
-def _dot_products(
+def _type_of_dot_products(
     typing_context: Any,
     x: Any,
     y: Any,
@@ -100,25 +100,16 @@ def _dot_products(
     length: Any,
     result: Any,
 ) -> Any:
-    """Write the twelve of x, y, z with a, b, c, d; all but `length` are addresses.
-
-    Two numbers of bf16 are multiplied and added in the place of one float32, which no compiler
-    makes of a loop by itself.
-
-    Args:
-        typing_context: Numba's.
-        x: Of the row's first number, as are the others.
-        y: ...
-        z: ...
-        a: ...
-        b: ...
-        c: ...
-        d: ...
-        length: A multiple of 32.
-        result: Of twelve numbers of float32.
-    """
     del typing_context, x, y, z, a, b, c, d, length, result
     return types.void(*[types.intp] * 9), _generate_dot_products
+
+
+_dot_products: Callable[..., None] = intrinsic(_type_of_dot_products)
+"""Write the twelve of rows x, y, z with a, b, c, d, whose first numbers' addresses are given.
+
+Two numbers of bf16 are multiplied and added in the place of one float32, which no compiler makes of
+a loop by itself. `length` is a multiple of 32, `result` the address of twelve numbers of float32.
+"""
 
 
 @_kernel
