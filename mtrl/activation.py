@@ -99,7 +99,7 @@ class Activation:
         if not _uses_kernels(gradient):
             return self._backward_torch(gradient, kept, dtype)
         if not (self.norm or self.relu) and dtype == gradient.dtype:
-            return gradient, gradient.sum(dim=2)
+            return gradient, gradient.sum(dim=2, dtype=wide_type(dtype))
         E, K, _, D = gradient.shape
         errors = gradient.new_empty(gradient.shape, dtype=dtype)
         sums = gradient.new_empty(E, K, D, dtype=wide_type(gradient.dtype))

@@ -73,6 +73,27 @@ def test_float32_differs_by_rounding_only(kind):
 
 
 @each_kind
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_of_bf16_only_what_enters_and_comes_out_is_rounded(kind, dtype):
+    products, bias = _numbers(2, 3, 7, 50), _numbers(2, 3, 50, seed=2).float()
+    products, gradient = products.bfloat16(), _numbers(2, 3, 7, 50, seed=1).to(dtype)
+    inputs, biases = products.float().requires_grad_(), bias.clone().requires_grad_()
+    expected = _ordinary(kind, inputs, biases)
+    of_inputs, of_biases = torch.autograd.grad(expected, (inputs, biases), gradient.float())
+
+    result, kept = kind.forward(products.clone(), bias, keep=True, dtype=dtype)
+    near = {"rtol": 2**-8 if dtype == torch.bfloat16 else 1e-5, "atol": 1e-5}
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.float(), expected, **near)
+    errors, sums = kind.backward(gradient, kept, torch.bfloat16)
+    # What is kept of a norm is rounded too.
+    near = {"rtol": 2**-8, "atol": 0.03 if kind.norm else 1e-5}
+    assert (errors.dtype, sums.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(errors.float(), of_inputs, **near)
+    torch.testing.assert_close(sums, of_biases, rtol=2**-8, atol=0.1 if kind.norm else 1e-5)
+
+
+@each_kind
 def test_what_is_not_finite_stays_so_and_stays_in_its_row(kind):
     products, bias = _numbers(1, 2, 3, 8), torch.zeros(1, 1, 8, dtype=torch.float64)
     clean = kind.forward(products.clone(), bias, keep=False)[0]

@@ -44,10 +44,12 @@ def unpickled():
 class Learner:
     """A SAC agent and the batches it learns from, drawn afresh each time."""
 
-    def __init__(self, **options):
+    def __init__(self, dtype=torch.float32, **options):
         sizes = {"critic_width": 16, "actor_width": 16, "critic_depth": 1, "actor_depth": 1}
         config = SACConfig(**sizes | options)
-        self.agent = SAC(config, num_tasks=K, observation_size=O, action_size=A, seed=0)
+        self.agent = SAC(
+            config, num_tasks=K, observation_size=O, action_size=A, seed=0, dtype=dtype
+        )
         self.generator = make_generator(0, "batches")
         self.poison = torch.zeros(())
 
@@ -105,6 +107,20 @@ def test_a_compiled_update_is_the_update(options, unpickled):
         torch.testing.assert_close(metrics, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
     assert metrics["gradients/critic/skipped"] == 1
     torch.testing.assert_close(compiled.state(), plain.state(), rtol=1e-4, atol=1e-5)
+
+
+def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16():
+    compiled, plain, exact = (
+        Learner(dtype, critic_depth=2, layer_norm=True)
+        for dtype in (torch.bfloat16, torch.bfloat16, torch.float32)
+    )
+    updates = Compiled(compiled.update)
+    for _ in range(3):
+        metrics, expected, in_fp32 = updates(), plain.update(), exact.update()
+    for name in ("train/critic_loss", "train/actor_loss", "gradients/critic/norm"):
+        torch.testing.assert_close(metrics[name], expected[name], rtol=0.03, atol=0.01)
+        torch.testing.assert_close(metrics[name], in_fp32[name], rtol=0.05, atol=0.02)
+    assert all(value.dtype == torch.float32 for value in metrics.values())
 
 
 def test_what_is_not_drawn_anew_from_a_generator_is_refused():

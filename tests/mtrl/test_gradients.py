@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtrl import dispatch
 from mtrl.blocks import TaskBlocks
+from mtrl.device import has_bf16
 from mtrl.gradients import Tape, combine, gramian, jacobian, rows
 from mtrl.layers import linear
 
@@ -182,6 +183,44 @@ def test_inner_products_of_long_rows(K, dtype, generator):
     expected = (rows @ rows.mT).sum(dim=0).to(dtype)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(blocks.gramian(), expected, rtol=tolerance, atol=tolerance * 100)
+
+
+@pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 6, 7, 10, 11])
+@pytest.mark.parametrize("in_hardware", [False, has_bf16(torch.device("cpu"))])
+def test_inner_products_and_weighted_sums_in_bf16(K, in_hardware, generator, monkeypatch):
+    """Of J rounded to bf16, and nothing else."""
+    for module in ("products", "blocks"):
+        monkeypatch.setattr(f"mtrl.{module}.has_bf16", lambda _: in_hardware)
+    inputs = _normal(generator, 2, K, 9, 43).bfloat16()
+    errors, weights = _normal(generator, 2, K, 9, 50).bfloat16(), _normal(generator, K).float()
+    blocks = TaskBlocks(inputs, errors)
+    blocks.multiplies_out = lambda: True
+    rows = (inputs.double().mT @ errors.double()).bfloat16().double().flatten(2)  # 2,150 numbers
+    gramian, combined = blocks.gramian(), blocks.combine(weights)
+    assert gramian.dtype == combined.dtype == torch.float32
+    expected = (rows @ rows.mT).sum(dim=0)
+    # Sums of either order may end on two sides of a tie.
+    torch.testing.assert_close(gramian.double(), expected, rtol=1e-3, atol=2)
+    expected = torch.einsum("k,ekp->ep", weights.double(), rows)
+    torch.testing.assert_close(combined.flatten(1).double(), expected, rtol=1e-2, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_column_of_errors_is_not_rounded(dtype, generator):
+    inputs, errors = _normal(generator, 2, 3, 9, 50).to(dtype), _normal(generator, 2, 3, 9, 1)
+    blocks = TaskBlocks(inputs, errors.float())
+    weights = _normal(generator, 3).float()
+    expected = inputs.double().mT @ errors
+    torch.testing.assert_close(blocks.rows().double(), expected, rtol=1e-5, atol=1e-5)
+    for has_gramian in (False, True):
+        blocks = TaskBlocks(inputs, errors.float())
+        if has_gramian:
+            rows = expected.flatten(2)
+            torch.testing.assert_close(
+                blocks.gramian().double(), (rows @ rows.mT).sum(dim=0), rtol=1e-4, atol=1e-3
+            )
+        combined = torch.einsum("k,ekid->eid", weights.double(), expected)
+        torch.testing.assert_close(blocks.combine(weights).double(), combined, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("K", "B"), [(11, 12), (4, 5)])  # the library's products, and the kernel's
