@@ -22,6 +22,10 @@ ELEMENT_COST = 35
 """Writing and reading one number of J takes as long as this many multiplications and additions
 inside a matrix product, or so: an estimate that decides between two ways of equal result."""
 
+ELEMENT_COST_BF16 = 5
+"""The same where J is kept in bf16: half as many bytes, which the library multiplies out, and a
+kernel their inner products, at the rate of a large product."""
+
 TASKS_AT_ONCE = 10
 """Tasks in one strip of a symmetric product: fewer multiply less above the diagonal, more fill the
 processor better."""
@@ -128,14 +132,17 @@ class TaskBlocks:
     def multiplies_out(self) -> bool:
         """Tell which way to the Gramian is cheaper."""
         (_, K, B, I), D = self.inputs.shape, self.errors.shape[-1]  # noqa: E741
-        return self._is_column or multiplying_out_is_cheaper(K, B, I, D)
+        cost = ELEMENT_COST_BF16 if self._rows_are_bf16() else ELEMENT_COST
+        return self._is_column or multiplying_out_is_cheaper(K, B, I, D, cost)
 
     def _keeps_rows(self) -> bool:
         E, K, B, _ = self.errors.shape
-        # Of bf16, rows take half the room, and multiplying once more costs what weighing them does.
-        pays = B > FORGOTTEN or E * K * self._length < LARGE
-        halves = self._wide != _type_of_rows(self.errors)
-        return pays or halves or not dispatch.has_operators(self.errors)
+        if self._rows_are_bf16() or not dispatch.has_operators(self.errors):
+            return True  # the first take half the room, and weighing them less than a product
+        return B > FORGOTTEN or E * K * self._length < LARGE
+
+    def _rows_are_bf16(self) -> bool:
+        return dispatch.has_operators(self.errors) and _type_of_rows(self.errors) != self._wide
 
     def _of_rows(self) -> Tensor:
         spaced = self._spaced_rows()
@@ -154,12 +161,18 @@ class TaskBlocks:
         return gramian.triu_().add_(gramian.triu(1).mT)
 
 
-def multiplying_out_is_cheaper(K: int, B: int, I: int, D: int) -> bool:  # noqa: E741
+def multiplying_out_is_cheaper(
+    K: int,
+    B: int,
+    I: int,  # noqa: E741
+    D: int,
+    element_cost: int = ELEMENT_COST,
+) -> bool:
     """Count operations for K tasks, B rows each, of I inputs and D outputs; see `TaskBlocks`."""
     strips = -(-K // TASKS_AT_ONCE)
     share = (strips + 1) / (2 * strips)  # of the pairs that are on or above the diagonal
     factors = 2 * (K * B) ** 2 * (I + D) * share
-    return factors > I * D * (K * K + ELEMENT_COST * K)
+    return factors > I * D * (K * K + element_cost * K)
 
 
 def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:
