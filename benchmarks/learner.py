@@ -191,8 +191,8 @@ def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> Non
         table.add_row(
             name,
             f"{1e3 * row['seconds']:.1f}",
-            *(f"{row['seconds'] / base:.2f}" if base else "" for base in bases),
-            f"{100 * floor / row['seconds']:.0f}%",
+            *(f"{row['seconds'] / base:.3g}" if base else "" for base in bases),
+            "" if name == "sampling" else f"{100 * floor / row['seconds']:.0f}%",
             f"{row['memory'] / 1e6:.0f}",
             str(row["page_faults"]),
         )

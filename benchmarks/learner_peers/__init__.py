@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from agents import SAC, SACConfig
 from mtrl.compiled import Compiled
+from mtrl.replay import Replay
 from mtrl.types import Batch
 
 OBSERVATION, ACTION = 39, 4
@@ -153,6 +155,28 @@ def _jax(shape: Shape) -> Callable[[], Any]:
     return lambda: agent.update(batch)
 
 
+def _sampling(shape: Shape) -> Callable[[], Any]:
+    generator = torch.Generator().manual_seed(0)
+    replay = Replay(
+        shape.K, 50_000, OBSERVATION, ACTION, generator=generator, steps=8, discount=0.99
+    )
+    N, steps = 100, 490
+    observations = torch.randn(steps + 1, shape.K, N, OBSERVATION, generator=generator)
+    ends = np.zeros((shape.K, N), np.bool_)
+    for step in range(steps):
+        ends[:] = step == steps - 1
+        transitions = replace(shape, B=N).batch()
+        replay.add(
+            replace(
+                transitions,
+                observations=observations[step],
+                next_observations=observations[step + 1],
+            ),
+            ends,
+        )
+    return lambda: replay.sample(shape.B)
+
+
 def _product(dtype: torch.dtype) -> Builder:
     def build(shape: Shape) -> Callable[[], Any]:
         width = shape.critic_width or shape.width
@@ -175,6 +199,7 @@ CONTESTANTS: dict[str, Builder] = {
     "actor's": _ours("uniform", BOTH),
     "compiled": _ours("uniform", "uniform", compiled=True),
     "compiled surgery": _ours(BOTH, BOTH, compiled=True),
+    "sampling": _sampling,
     "eager": _eager("uniform"),
     "jax": _jax,
     "eager, K passes": _eager("passes"),
@@ -182,7 +207,7 @@ CONTESTANTS: dict[str, Builder] = {
     "torchjd autogram": _eager("autogram"),
     "vmap of grad": _eager("vmap"),
 }
-"""Builders of updates by name."""
+"""Builders of updates by name; `sampling` draws what one learns from, and is not part of them."""
 
 BF16: dict[str, Builder] = {
     "ours bf16": _ours("uniform", "uniform", dtype=torch.bfloat16),
