@@ -128,7 +128,7 @@ class MLP(nn.Module):
             activation=activation,
             tape=tape,
             dtype=self.dtype,
-            # What only the next layer's product sees is rounded here as it would be there.
+            # What goes into products of bf16 is rounded at once; what is added up later is not.
             result_dtype=self.dtype if activation.relu and not self.residual else None,
             one_hot=self._one_hot and layer == 0,
         )

@@ -168,9 +168,14 @@ def floor_seconds(shape: Shape, product: dict[str, Any]) -> float:
     return least_operations(shape) * float(product["seconds"]) / shape.product_operations
 
 
+def all_floors(shape: Shape, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return the floors by the product that they are computed from."""
+    return {name: floor_seconds(shape, rows[name]) for name in PRODUCTS if name in rows}
+
+
 def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> None:
     """Print one table."""
-    floors = {name: floor_seconds(shape, rows[name]) for name in PRODUCTS if name in rows}
+    floors = all_floors(shape, rows)
     told = ", ".join(
         f"{1e3 * floor:.1f} ms at {least_operations(shape) / floor / 1e9:.0f} GFLOP/s"
         for floor in floors.values()
@@ -209,14 +214,14 @@ def main(options: Options) -> None:
     ]
     if options.memory:
         shapes = [Shape(50, 128, 400, 3, False, critic_width=1024)]
-        options = replace(options, only=("ours", "surgery"))
+        only = ("ours", "surgery", *(("surgery bf16",) if has_bf16(torch.device("cpu")) else ()))
+        options = replace(options, only=only)
     console = Console(width=100)
     tables = []
     for shape in shapes:
         rows = measure(shape, options)
         show(shape, rows, console)
-        floor = floor_seconds(shape, rows["product"])
-        tables.append({**vars(shape), "floor_seconds": floor, "rows": rows})
+        tables.append({**vars(shape), "floor_seconds": all_floors(shape, rows), "rows": rows})
         if not options.save:
             continue
         record = {

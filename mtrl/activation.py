@@ -98,6 +98,7 @@ class Activation:
         dtype = dtype or gradient.dtype
         if not _uses_kernels(gradient):
             return self._backward_torch(gradient, kept, dtype)
+        gradient = gradient.contiguous()
         if not (self.norm or self.relu) and dtype == gradient.dtype:
             return gradient, gradient.sum(dim=2, dtype=wide_type(dtype))
         E, K, _, D = gradient.shape
@@ -105,7 +106,7 @@ class Activation:
         sums = gradient.new_empty(E, K, D, dtype=wide_type(gradient.dtype))
         reference, inverse = kept
         _backward(
-            numbers(gradient.contiguous()),
+            numbers(gradient),
             numbers(reference),
             inverse.numpy(),
             numbers(errors),

@@ -17,17 +17,6 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-class _BF16(ir.types._BaseFloatType):  # type: ignore[misc]
-    """LLVM's type, which llvmlite has no name for."""
-
-    def __str__(self) -> str:
-        return "bfloat"
-
-
-_BF16._create_instance()
-BF16 = _BF16()
-
 _BITS, _FLOAT = ir.IntType(32), ir.FloatType()
 _NAN = 0x7FC0
 

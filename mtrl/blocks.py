@@ -15,7 +15,7 @@ from . import bf16, dispatch
 from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
 from .device import has_bf16
-from .inner_products import BYTES_AT_A_TIME, add_inner_products
+from .inner_products import BYTES_AT_A_TIME, add_inner_products, takes_bf16
 from .products import THIN, multiply
 
 ELEMENT_COST = 35
@@ -69,14 +69,15 @@ class TaskBlocks:
 
     Args:
         inputs: ``(E, K, B, I)``, in the type that products are computed in.
-        errors: ``(E, K, B, D)``, rounded to the same unless they are one column. Results are at
-            least of float32.
+        errors: ``(E, K, B, D)``, rounded to the same, but not where they are one column. Results
+            are at least of float32.
     """
 
     def __init__(self, inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> None:
-        self._is_column = errors.shape[-1] == 1
-        self.inputs, self.errors = inputs, errors if self._is_column else errors.to(inputs.dtype)
         self._wide = wide_type(errors.dtype)
+        self._is_column = errors.shape[-1] == 1
+        self.inputs = inputs
+        self.errors = errors.to(self._wide if self._is_column else inputs.dtype)
         self._length = inputs.shape[-1] * errors.shape[-1]
         self._kept: Tensor | None = None
 
@@ -138,17 +139,18 @@ class TaskBlocks:
     def _keeps_rows(self) -> bool:
         E, K, B, _ = self.errors.shape
         if self._rows_are_bf16() or not dispatch.has_operators(self.errors):
-            return True  # the first take half the room, and weighing them less than a product
+            return True  # rows of bf16 take half the room; torch's operations know no pieces
         return B > FORGOTTEN or E * K * self._length < LARGE
 
     def _rows_are_bf16(self) -> bool:
         return dispatch.has_operators(self.errors) and _type_of_rows(self.errors) != self._wide
 
     def _of_rows(self) -> Tensor:
-        spaced = self._spaced_rows()
-        if dispatch.has_operators(spaced):
-            return _gramian_of_rows(spaced, self._length)
-        return torch.bmm(spaced, spaced.mT).sum(dim=0)
+        if dispatch.has_operators(self.errors):
+            self._kept, gramian = _rows_and_gramian(self.inputs, self.errors)
+            return gramian
+        rows = self._spaced_rows()
+        return torch.bmm(rows, rows.mT).sum(dim=0)
 
     def _of_factors(self) -> Tensor:
         K, B = self.errors.shape[1:3]
@@ -180,8 +182,9 @@ def _inner(vectors: Tensor, strip: slice, rest: slice) -> Tensor:
 
 
 def _type_of_rows(errors: Tensor) -> torch.dtype:
-    """Return what J is kept in: bf16 where products are and the processor multiplies it."""
-    return errors.dtype if has_bf16(errors.device) else wide_type(errors.dtype)
+    """Return what J is kept in: bf16 where products are, and kernels can."""
+    keeps_bf16 = has_bf16(errors.device) and takes_bf16()
+    return errors.dtype if keeps_bf16 else wide_type(errors.dtype)
 
 
 def _room_for_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> Tensor:
@@ -202,16 +205,7 @@ def _room_for_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K 
 def _spaced_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> Tensor:
     """Multiply J out."""
     spaced = _room_for_rows(inputs, errors)
-    I, D = inputs.shape[-1], errors.shape[-1]  # noqa: E741
-    inputs, errors = inputs.flatten(0, 1), errors.flatten(0, 1)
-    rows = spaced.flatten(0, 1)
-    if D == 1:
-        _sum_up(numbers(inputs), errors.numpy(), rows.numpy())
-    elif D <= THIN:
-        blocks = rows[:, : I * D].unflatten(1, (I, D))
-        blocks.copy_(multiply(errors.mT, inputs).mT)
-    else:
-        _multiply_into(rows, inputs, errors)
+    _multiply_into(spaced.flatten(0, 1), inputs.flatten(0, 1), errors.flatten(0, 1))
     return spaced
 
 
@@ -221,7 +215,11 @@ def _multiply_into(
     """Write ``inputs[k].T @ errors[k]`` to the start of each row k."""
     (_, B, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
     blocks = rows[:, : I * D].unflatten(1, (I, D))
-    if inputs.dtype != rows.dtype:
+    if D == 1:
+        _sum_up(numbers(inputs), errors.numpy(), rows.numpy())
+    elif D <= THIN:
+        blocks.copy_(multiply(errors.mT, inputs).mT)
+    elif inputs.dtype != rows.dtype:
         blocks.copy_(multiply(inputs.mT, errors))
     elif B <= FEW and rows.dtype != torch.bfloat16:
         _products(inputs.contiguous().numpy(), errors.numpy(), rows.numpy())
@@ -229,28 +227,29 @@ def _multiply_into(
         torch.bmm(inputs.mT, errors, out=blocks)
 
 
-def _room_for_gramian(spaced: Float[Tensor, "E K _"], length: int) -> Float[Tensor, "K K"]:
-    del length
-    K = spaced.shape[1]
-    return spaced.new_empty(K, K, dtype=wide_type(spaced.dtype))
+def _room_for_rows_and_gramian(inputs: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+    return _room_for_rows(inputs, errors), _room_for_gramian(inputs, errors)
 
 
-@dispatch.operator("(Tensor spaced, int length) -> Tensor", _room_for_gramian)
-def _gramian_of_rows(spaced: Float[Tensor, "E K _"], length: int) -> Float[Tensor, "K K"]:
-    """Return the inner products of rows of so many numbers each, summed over networks."""
-    K = spaced.shape[1]
+@dispatch.operator("(Tensor inputs, Tensor errors) -> (Tensor, Tensor)", _room_for_rows_and_gramian)
+def _rows_and_gramian(
+    inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]
+) -> tuple[Tensor, Float[Tensor, "K K"]]:
+    """Multiply J out; return it and the inner products of its rows, summed over networks."""
+    K, length = inputs.shape[1], inputs.shape[-1] * errors.shape[-1]
+    spaced = _spaced_rows(inputs, errors)
     gramian = torch.zeros(K, K, dtype=torch.float64)
     # With what lies between the rows: a kernel is several times faster without strides.
     add_inner_products(spaced, length, gramian)
-    return gramian.to(wide_type(spaced.dtype))
+    return spaced, gramian.to(wide_type(spaced.dtype))
 
 
-def _room_for_gramian_in_pieces(inputs: Tensor, errors: Tensor) -> Tensor:
+def _room_for_gramian(inputs: Tensor, errors: Tensor) -> Tensor:
     K = inputs.shape[1]
     return errors.new_empty(K, K, dtype=wide_type(errors.dtype))
 
 
-@dispatch.operator("(Tensor inputs, Tensor errors) -> Tensor", _room_for_gramian_in_pieces)
+@dispatch.operator("(Tensor inputs, Tensor errors) -> Tensor", _room_for_gramian)
 def _gramian_in_pieces(
     inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]
 ) -> Float[Tensor, "K K"]:
@@ -326,28 +325,17 @@ def _add_up(weights: NDArray[Any], rows: NDArray[Any], result: NDArray[Any]) -> 
         for first in range(0, length, COLUMNS):
             part = slice(first, min(length, first + COLUMNS))
             out = result[e, part]
+            for p in range(len(out)):
+                out[p] = 0
             for k in range(0, K, 4):
                 # The last row stands in for those that are missing, and counts as nothing.
                 b, c, d = min(k + 1, K - 1), min(k + 2, K - 1), min(k + 3, K - 1)
                 of_w, of_x = weights[k], weights[b] * (k + 1 < K)
                 of_y, of_z = weights[c] * (k + 2 < K), weights[d] * (k + 3 < K)
                 w, x, y, z = rows[e, k, part], rows[e, b, part], rows[e, c, part], rows[e, d, part]
-                if k == 0:
-                    for p in range(len(out)):
-                        out[p] = (
-                            of_w * read(w[p])
-                            + of_x * read(x[p])
-                            + of_y * read(y[p])
-                            + of_z * read(z[p])
-                        )
-                else:
-                    for p in range(len(out)):
-                        out[p] += (
-                            of_w * read(w[p])
-                            + of_x * read(x[p])
-                            + of_y * read(y[p])
-                            + of_z * read(z[p])
-                        )
+                for p in range(len(out)):
+                    of_two = of_w * read(w[p]) + of_x * read(x[p])
+                    out[p] += of_two + of_y * read(y[p]) + of_z * read(z[p])
 
 
 @_kernel

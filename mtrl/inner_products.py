@@ -6,14 +6,16 @@ cache until all sums have had it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from jaxtyping import Float
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import bf16
-from .bf16 import BF16, numbers, read
+from .bf16 import numbers, read
 from .compiler import Compiler, use_widest_vectors
 
 BYTES_AT_A_TIME = 3072
@@ -32,14 +34,23 @@ AT_A_TIME, AT_A_TIME_BF16 = BYTES_AT_A_TIME // 4, BYTES_AT_A_TIME // 2
 _kernel = Compiler("inner_products", Path(__file__), Path(bf16.__file__)).vectorised_kernel
 
 
+@functools.cache
+def takes_bf16() -> bool:
+    """Tell whether rows may be of bf16: kernels are compiled for a processor that multiplies it."""
+    config = numba.config
+    if config.DISABLE_JIT or config.CPU_NAME not in (None, "", "host") or config.CPU_FEATURES:
+        return False
+    return bool(binding.get_host_cpu_features().get("avx512bf16"))
+
+
 def add_inner_products(
     rows: Float[Tensor, "E K _"], length: int, gramian: Float[Tensor, "K K"]
 ) -> None:
     """Add those of the first `length` numbers of each row, summed over networks.
 
     Args:
-        rows: Those of one network a constant distance apart. Of bf16 only where the processor
-            multiplies it.
+        rows: Those of one network a constant distance apart. Of bf16 only where `takes_bf16`, and
+            numbers below 1e-38 then count as zero, in them and in their products.
         length: What follows in a row is not looked at.
         gramian: float64.
     """
@@ -50,10 +61,23 @@ def add_inner_products(
         _float(array, length, gramian.numpy(), np.zeros(1, array.dtype))
 
 
+class _BF16(ir.Type):  # type: ignore[misc]
+    """LLVM's type, which llvmlite has no name for."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BF16)
+
+    def __hash__(self) -> int:
+        return hash(_BF16)
+
+
 def _generate_dot_products(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     del signature
     *addresses, length, result = arguments
-    sums_type, pairs_type = ir.VectorType(ir.FloatType(), 16), ir.VectorType(BF16, 32)
+    sums_type, pairs_type = ir.VectorType(ir.FloatType(), 16), ir.VectorType(_BF16(), 32)
     multiply_add = cgutils.get_or_insert_function(
         builder.module,
         ir.FunctionType(sums_type, [sums_type, pairs_type, pairs_type]),

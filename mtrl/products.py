@@ -21,8 +21,8 @@ THIN = 16
 
 
 SHAPES = 16
-"""So many numbers of rows are multiplied: the library prepares itself for each, once and for long.
-"""
+"""Rows that are left are filled up to one of so many numbers of rows, since the library prepares
+itself for each number that it meets, which takes longer than the product."""
 
 LARGE = 80_000_000
 """Multiplications in a product from which on looking for rows of zeros takes less than it saves."""
@@ -45,7 +45,7 @@ def multiply(
 
     Args:
         left: One factor.
-        right: The other. If it is of a wider type, both are multiplied in that.
+        right: The other, in whose type both are multiplied.
         dtype: Of the result; by default that of `right`.
     """
     dtype = dtype or right.dtype
@@ -74,7 +74,8 @@ def multiply_rows_that_count(
 ) -> Float[Tensor, "E R D"]:
     """Return `multiply`, for a left factor many of whose rows are nothing but zeros.
 
-    On a CPU large products leave them out. Where a value is the lower of two networks', its
+    On a CPU large products leave them out, and what is not finite on the right stays out of what
+    comes of them. Where a value is the lower of two networks', its
     gradient goes back to one of them alone.
     """
     if dispatch.has_operators(left) and left.numel() * right.shape[-1] >= LARGE:
@@ -89,16 +90,16 @@ def _room_for_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor
 @dispatch.operator("(Tensor left, Tensor right, ScalarType dtype) -> Tensor", _room_for_product)
 def _multiply_rows_that_count(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     E, R, _ = left.shape
-    step = -(-R // SHAPES)
-    packed = torch.empty_like(left, memory_format=torch.contiguous_format)
+    left = left.contiguous()
     places, counts = np.empty((E, R), np.int64), np.empty(E, np.int64)
-    _pack(numbers(left.contiguous()), numbers(packed), places, counts, step)
+    _find(numbers(left), places, counts)
     if counts.sum() > WORTH_PACKING * E * R:
         return multiply(left, right, dtype)
-    result = _room_for_product(left, right, dtype)
-    for e, count in enumerate(counts):
-        some = slice(e, e + 1)
-        multiplied = min(R, -(-int(count) // step) * step)
+    packed, result = torch.empty_like(left), _room_for_product(left, right, dtype)
+    step = -(-R // SHAPES)
+    for e, count in enumerate(counts.tolist()):
+        some, multiplied = slice(e, e + 1), min(R, -(-count // step) * step)
+        _pack(numbers(left[e]), places[e, :count], numbers(packed[e, :multiplied]))
         product = multiply(packed[some, :multiplied], right[some], dtype)
         _unpack(numbers(product[0]), places[e, :count], numbers(result[e]))
     return result
@@ -122,10 +123,11 @@ def _times_column(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any])
     """Write ``left @ right``, where `right` and `result` have one column."""
     use_widest_vectors()
     E, R, I = left.shape  # noqa: E741
+    zero = np.float32(0)
     for e in range(E):
-        column = right[e].reshape(I)
+        column = right[e, :, 0]
         for r in range(R):
-            row, total = left[e, r], column[0] * np.float32(0)
+            row, total = left[e, r], zero
             for i in range(I):
                 total += read(row[i]) * column[i]
             result[e, r, 0] = rounded(total, result)
@@ -138,7 +140,7 @@ def _outer(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any]) -> Non
     E, R, _ = left.shape
     D = right.shape[-1]
     for e in range(E):
-        row = right[e].reshape(D)
+        row = right[e, 0]
         for r in range(R):
             factor, out = read(left[e, r, 0]), result[e, r]
             for d in range(D):
@@ -146,34 +148,35 @@ def _outer(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any]) -> Non
 
 
 @_kernel
-def _pack(
-    rows: NDArray[Any],
-    packed: NDArray[Any],
-    places: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    step: int,
-) -> None:
-    """Copy the rows that are not all zeros, one after the other, and write where they were.
-
-    After them come rows of zeros, up to a multiple of `step`.
-    """
+def _find(rows: NDArray[Any], places: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+    """Write where the rows are that are not all zeros, of each network, and how many."""
     use_widest_vectors()
     E, R, I = rows.shape  # noqa: E741
-    zero = np.float32(0)
     for e in range(E):
         count = 0
         for r in range(R):
-            row, out = rows[e, r], packed[e, count]
-            total = read(row[0]) * zero
+            row, total = rows[e, r], np.float32(0)
             for i in range(I):
                 total += abs(read(row[i]))
             if not total == 0:  # noqa: SIM201 - NaN counts
-                for i in range(I):
-                    out[i] = row[i]
                 places[e, count] = r
                 count += 1
         counts[e] = count
-        packed[e, count : (count + step - 1) // step * step] = 0
+
+
+@_kernel
+def _pack(rows: NDArray[Any], places: NDArray[np.int64], packed: NDArray[Any]) -> None:
+    """Write the rows of these places, one after the other, and rows of zeros after them."""
+    use_widest_vectors()
+    for number in range(len(packed)):
+        out = packed[number]
+        if number < len(places):
+            row = rows[places[number]]
+            for i in range(len(out)):
+                out[i] = row[i]
+        else:
+            for i in range(len(out)):
+                out[i] = 0
 
 
 @_kernel

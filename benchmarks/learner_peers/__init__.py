@@ -142,6 +142,16 @@ def _eager(name: str) -> Builder:
     return build
 
 
+def _autocast(shape: Shape) -> Callable[[], Any]:
+    update = _eager("uniform")(shape)
+
+    def rounded() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            update()
+
+    return rounded
+
+
 def _jax(shape: Shape) -> Callable[[], Any]:
     import os
 
@@ -214,8 +224,9 @@ BF16: dict[str, Builder] = {
     "surgery bf16": _ours(BOTH, BOTH, dtype=torch.bfloat16),
     "compiled bf16": _ours("uniform", "uniform", compiled=True, dtype=torch.bfloat16),
     "compiled surgery bf16": _ours(BOTH, BOTH, compiled=True, dtype=torch.bfloat16),
+    "eager, autocast": _autocast,
 }
-"""Those of ours whose products are in bf16: for processors that multiply it."""
+"""Those whose products are in bf16: for processors that multiply it."""
 
 PRODUCTS: dict[str, Builder] = {
     "product": _product(torch.float32),

@@ -76,11 +76,18 @@ def test_kernels_run_as_python_too():
     program = """
 import torch
 from mtrl.activation import Activation
+from mtrl.blocks import TaskBlocks
 products, bias = torch.randn(1, 2, 3, 4).bfloat16(), torch.zeros(1, 1, 4)
 result, kept = Activation(norm=True, relu=True).forward(products.clone(), bias, keep=True)
 expected = torch.nn.functional.layer_norm(products.float(), [4]).relu()
 torch.testing.assert_close(result.float(), expected, rtol=2**-8, atol=1e-6)
 assert Activation(norm=True, relu=True).backward(result, kept)[0].dtype == torch.bfloat16
+blocks = TaskBlocks(products, products)
+blocks.multiplies_out = lambda: True
+rows = (products.double().mT @ products.double()).flatten(2)
+torch.testing.assert_close(
+    blocks.gramian().double(), (rows @ rows.mT).sum(dim=0), rtol=0.01, atol=0.01
+)
 """
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)

@@ -109,7 +109,8 @@ def test_a_compiled_update_is_the_update(options, unpickled):
     torch.testing.assert_close(compiled.state(), plain.state(), rtol=1e-4, atol=1e-5)
 
 
-def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16():
+def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16(monkeypatch):
+    monkeypatch.setattr("mtrl.products.LARGE", 0)  # rows of zeros are left out here too
     compiled, plain, exact = (
         Learner(dtype, critic_depth=2, layer_norm=True)
         for dtype in (torch.bfloat16, torch.bfloat16, torch.float32)

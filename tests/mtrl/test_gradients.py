@@ -186,7 +186,7 @@ def test_inner_products_of_long_rows(K, dtype, generator):
 
 
 @pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 6, 7, 10, 11])
-@pytest.mark.parametrize("in_hardware", [False, has_bf16(torch.device("cpu"))])
+@pytest.mark.parametrize("in_hardware", sorted({False, has_bf16(torch.device("cpu"))}))
 def test_inner_products_and_weighted_sums_in_bf16(K, in_hardware, generator, monkeypatch):
     """Of J rounded to bf16, and nothing else."""
     for module in ("products", "blocks"):
@@ -203,6 +203,21 @@ def test_inner_products_and_weighted_sums_in_bf16(K, in_hardware, generator, mon
     torch.testing.assert_close(gramian.double(), expected, rtol=1e-3, atol=2)
     expected = torch.einsum("k,ekp->ep", weights.double(), rows)
     torch.testing.assert_close(combined.flatten(1).double(), expected, rtol=1e-2, atol=0.1)
+
+
+@pytest.mark.parametrize("way", ["no gramian", "factors"])
+def test_a_weighted_sum_in_bf16_without_rows_rounds_the_weighted_errors(way, generator):
+    inputs, errors = (_normal(generator, 2, 3, 9, 50).bfloat16() for _ in range(2))
+    weights = torch.tensor([0.3, -2.0, 1.7])
+    blocks = TaskBlocks(inputs, errors)
+    if way == "factors":
+        blocks.multiplies_out = lambda: False
+        blocks.gramian()
+    scaled = (errors.float() * weights[:, None, None]).bfloat16()
+    expected = inputs.double().flatten(1, 2).mT @ scaled.double().flatten(1, 2)
+    combined = blocks.combine(weights)
+    assert combined.dtype == torch.float32
+    torch.testing.assert_close(combined.double(), expected, rtol=2**-8, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -233,13 +248,20 @@ def test_inner_products_in_pieces(K, B, I, D, size, dtype, generator, monkeypatc
     full = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = _normal(generator, 2, K, B, I).to(dtype)
     blocks = TaskBlocks(inputs, _normal(generator, 2, K, B, D).to(full))
-    kept = blocks._of_rows()  # which rounds J as the pieces do
+    rows = blocks.inputs.double().mT @ blocks.errors.double()
+    rows = (rows.bfloat16() if dtype == torch.bfloat16 else rows).double().flatten(2)
     monkeypatch.setattr("mtrl.blocks.LARGE", 0)
     monkeypatch.setattr(TaskBlocks, "multiplies_out", lambda self: True)
-    gramian = TaskBlocks(inputs, blocks.errors).gramian()
-    assert gramian.dtype == full
-    tolerance = 1e-4 if full == torch.float32 else 1e-10
-    torch.testing.assert_close(gramian, kept, rtol=tolerance, atol=tolerance * 100)
+    monkeypatch.setattr(TaskBlocks, "_keeps_rows", lambda self: False)
+    if dispatch.has_operators(inputs):
+        gramian = blocks.gramian()
+        assert gramian.dtype == full
+        # Sums of bf16 in either order may end on two sides of a tie.
+        tolerance = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 1e-3}[dtype]
+        expected = (rows @ rows.mT).sum(dim=0)
+        torch.testing.assert_close(
+            gramian.double(), expected, rtol=tolerance, atol=tolerance * 1000
+        )
 
 
 @pytest.mark.parametrize(

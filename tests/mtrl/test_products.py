@@ -52,6 +52,16 @@ def test_bf16_with_a_column_of_float32_is_rounded_at_the_end_only(I, D, dtype): 
     torch.testing.assert_close(product.double(), exact, rtol=rounding, atol=1e-5)
 
 
+def test_a_thin_factor_may_lie_in_strides_and_hold_infinity():
+    left, right = torch.ones(2, 5, 4).bfloat16(), torch.ones(2, 4, 7)
+    right[0, 0] = torch.inf
+    product = multiply(left, right[:, :, :1])
+    assert product[0].isinf().all()
+    assert torch.equal(product[1], torch.full((5, 1), 4.0))
+    rows = multiply(left[..., :1], right[:, 1:2], torch.bfloat16)
+    assert torch.equal(rows, torch.ones(2, 5, 7).bfloat16())
+
+
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
