@@ -19,7 +19,6 @@ from .device import has_bf16
 THIN = 16
 """With so few columns a product is several times faster the other way round, rows with columns."""
 
-
 SHAPES = 16
 """Rows that are left are filled up to one of so many numbers of rows, since the library prepares
 itself for each number that it meets, which takes longer than the product."""
@@ -75,8 +74,8 @@ def multiply_rows_that_count(
     """Return `multiply`, for a left factor many of whose rows are nothing but zeros.
 
     On a CPU large products leave them out, and what is not finite on the right stays out of what
-    comes of them. Where a value is the lower of two networks', its
-    gradient goes back to one of them alone.
+    comes of them. Where a value is the lower of two networks', its gradient goes back to one of
+    them alone.
     """
     if dispatch.has_operators(left) and left.numel() * right.shape[-1] >= LARGE:
         return _multiply_rows_that_count(left, right, dtype)
