@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from . import dispatch
 from .blocks import TaskBlocks
+from .jacobian import rows_and_gramian, weighted_sums
 
 Jacobian = list["LayerJacobian"]
 """The gradients of K tasks with respect to all layers of a tape: the (K, P) Jacobian in parts."""
@@ -47,12 +49,45 @@ def jacobian(losses: Float[Tensor, " K"], tape: Tape) -> Jacobian:
 
 def gramian(jacobian: Jacobian) -> Float[Tensor, "K K"]:
     """Return ``J @ J.T``, the inner products of the tasks' gradients: a sum over layers."""
+    if dispatch.has_operators(jacobian[0].sums):
+        return _gramian_in_one_call(jacobian)
     return torch.stack([layer.gramian() for layer in jacobian]).sum(dim=0)
+
+
+def _gramian_in_one_call(jacobian: Jacobian) -> Float[Tensor, "K K"]:
+    multiplied_out = [layer.blocks for layer in jacobian if layer.blocks.multiplies_out()]
+    kept, result = rows_and_gramian(
+        [blocks.inputs for blocks in multiplied_out],
+        [blocks.errors for blocks in multiplied_out],
+        [layer.sums for layer in jacobian],
+        [layer.one_hot for layer in jacobian],
+    )
+    for blocks, each in zip(multiplied_out, kept, strict=True):
+        blocks.kept = each
+    for layer in jacobian:
+        if layer.blocks.kept is None:
+            result = result + layer.blocks.gramian_of_factors()
+    return result
 
 
 def combine(weights: Float[Tensor, " K"], jacobian: Jacobian) -> dict[Tensor, Tensor]:
     """Return ``weights @ J`` by parameter, in the parameters' own shapes."""
-    return {key: value for layer in jacobian for key, value in layer.combine(weights).items()}
+    combined: dict[Tensor, Tensor] = {}
+    kept = [(layer, layer.blocks.kept) for layer in jacobian if layer.blocks.kept is not None]
+    if kept and dispatch.has_operators(weights):
+        sums = weighted_sums(
+            weights,
+            [rows for _, rows in kept],
+            [layer.sums for layer, _ in kept],
+            [layer.blocks.inputs.shape[-1] for layer, _ in kept],
+            [layer.one_hot for layer, _ in kept],
+        )
+        parameters = [parameter for layer, _ in kept for parameter in (layer.weight, layer.bias)]
+        combined = dict(zip(parameters, sums, strict=True))
+    for layer in jacobian:
+        if layer.weight not in combined:
+            combined |= layer.combine(weights)
+    return combined
 
 
 def rows(jacobian: Jacobian) -> dict[Tensor, Float[Tensor, "K ..."]]:
@@ -74,29 +109,29 @@ class LayerJacobian:
     def __init__(
         self, weight: Tensor, bias: Tensor, blocks: TaskBlocks, sums: Tensor, one_hot: bool
     ) -> None:
-        self._weight, self._bias, self._blocks, self._one_hot = weight, bias, blocks, one_hot
-        self._sums = sums
+        self.weight, self.bias = weight, bias
+        self.blocks, self.sums, self.one_hot = blocks, sums, one_hot
 
     def gramian(self) -> Float[Tensor, "K K"]:
         """Return the inner products of the tasks' gradients."""
-        of_bias = torch.bmm(self._sums, self._sums.mT).sum(dim=0)
-        if self._one_hot:  # task k's gradient reaches its own row alone, and is the bias's
+        of_bias = torch.bmm(self.sums, self.sums.mT).sum(dim=0)
+        if self.one_hot:  # task k's gradient reaches its own row alone, and is the bias's
             of_bias = of_bias + of_bias.diagonal().diag()
-        return self._blocks.gramian().add_(of_bias)
+        return self.blocks.gramian().add_(of_bias)
 
     def combine(self, weights: Float[Tensor, " K"]) -> dict[Tensor, Tensor]:
         """Return the weighted sums of the tasks' gradients, by parameter."""
-        of_weight = self._blocks.combine(weights)
-        weighted = weights[:, None] * self._sums
-        if self._one_hot:
+        of_weight = self.blocks.combine(weights)
+        weighted = weights[:, None] * self.sums
+        if self.one_hot:
             of_weight = torch.cat([of_weight, weighted], dim=1)
-        return {self._weight: of_weight, self._bias: weighted.sum(dim=1, keepdim=True)}
+        return {self.weight: of_weight, self.bias: weighted.sum(dim=1, keepdim=True)}
 
     def rows(self) -> dict[Tensor, Float[Tensor, "K ..."]]:
         """Return the tasks' gradients one by one, by parameter."""
-        of_weight = self._blocks.rows().transpose(0, 1)
-        sums = self._sums.transpose(0, 1)
-        if self._one_hot:
+        of_weight = self.blocks.rows().transpose(0, 1)
+        sums = self.sums.transpose(0, 1)
+        if self.one_hot:
             own = torch.diag_embed(sums.permute(1, 2, 0)).permute(2, 0, 3, 1)
             of_weight = torch.cat([of_weight, own], dim=2)
-        return {self._weight: of_weight, self._bias: sums.unsqueeze(2)}
+        return {self.weight: of_weight, self.bias: sums.unsqueeze(2)}

@@ -1,0 +1,409 @@
+"""The tasks' gradients multiplied out on a CPU: rows of J, their inner products and their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import bf16, dispatch, tiles
+from .bf16 import numbers, read, wide_type
+from .compiler import Compiler, use_widest_vectors
+from .device import has_bf16
+from .products import THIN, multiply
+from .tiles import (
+    LEFT,
+    RIGHT,
+    ROWS,
+    VECTOR,
+    VECTORS,
+    inner_products,
+    inner_products_with_themselves,
+    joined,
+    multiply_tile,
+)
+
+AT_A_TIME = 8192
+"""About so many numbers of each row of J are multiplied out before their inner products are taken:
+those of some ten tasks are in a core's own caches then."""
+
+COLUMNS = 1024
+"""Of a weighted sum, found at a time: they stay in the innermost cache."""
+
+CACHE_WAY = 4096
+"""Bytes after which addresses fall into the same lines of the innermost cache, or a multiple."""
+
+GAP = 3072 + 64
+"""Bytes between rows of J, beyond a multiple of that."""
+
+FEW = 64
+"""Up to so many rows a task a kernel multiplies J out faster than the library, which is slow at
+products that sum over little; beyond, the library can use several threads."""
+
+_kernel = Compiler(
+    "jacobian", Path(__file__), Path(bf16.__file__), Path(tiles.__file__)
+).vectorised_kernel
+
+
+def type_of_rows(errors: Tensor) -> torch.dtype:
+    """Return what J is kept in: bf16 where products are, and kernels can."""
+    keeps_bf16 = has_bf16(errors.device) and tiles.takes_bf16()
+    return errors.dtype if keeps_bf16 else wide_type(errors.dtype)
+
+
+def _room_for_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> Tensor:
+    """Allocate the rows of J with unused numbers between them, ``(E, K, _)``.
+
+    Those of a network are often a power of two long. One after the other, the same columns of all
+    rows would compete for the same few lines of the caches.
+    """
+    (E, K, _, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    dtype = type_of_rows(errors)
+    distance = I * D * dtype.itemsize
+    if distance > GAP:
+        distance = -(-distance // CACHE_WAY) * CACHE_WAY + GAP
+    return errors.new_empty(E, K, distance // dtype.itemsize, dtype=dtype)
+
+
+def _room_for_all(
+    inputs: Sequence[Tensor], errors: Sequence[Tensor], sums: Sequence[Tensor], own: Sequence[bool]
+) -> tuple[list[Tensor], Tensor]:
+    del own
+    some = [*sums, *errors][0]
+    K = some.shape[1]
+    rows = [_room_for_rows(a, d) for a, d in zip(inputs, errors, strict=True)]
+    return rows, some.new_empty(K, K, dtype=wide_type(some.dtype))
+
+
+@dispatch.operator(
+    "(Tensor[] inputs, Tensor[] errors, Tensor[] sums, bool[] own) -> (Tensor[], Tensor)",
+    _room_for_all,
+)
+def rows_and_gramian(
+    inputs: Sequence[Float[Tensor, "_ K _ _"]],
+    errors: Sequence[Float[Tensor, "_ K _ _"]],
+    sums: Sequence[Float[Tensor, "_ K _"]],
+    own: Sequence[bool],
+) -> tuple[list[Tensor], Float[Tensor, "K K"]]:
+    """Multiply the J of several layers out, and take inner products of the tasks' gradients.
+
+    In one call: between kernels, calls are what costs.
+
+    Args:
+        inputs: As of `TaskBlocks`, of each layer whose J is to be multiplied out.
+        errors: The same.
+        sums: The tasks' gradients of biases ``(E, K, D)``, whose inner products are added.
+        own: For each of these, whether the tasks' gradients are also those of a row of the weight
+            that is each task's own.
+
+    Returns:
+        Each J ``(E, K, _)``, with unused numbers after each row, and the sum of all inner products.
+    """
+    rows, result = _room_for_all(inputs, errors, sums, own)
+    gramian = torch.zeros(result.shape, dtype=torch.float64)
+    for factors, spaced in zip(zip(inputs, errors, strict=True), rows, strict=True):
+        _multiply_out(*factors, spaced, gramian)
+    for each, has_own_row in zip(sums, own, strict=True):
+        squares = gramian.diagonal().clone()
+        _add_inner_products(each.contiguous(), each.shape[-1], gramian)
+        if has_own_row:
+            gramian.diagonal().mul_(2).sub_(squares)
+    return rows, result.copy_(gramian.triu() + gramian.triu(1).mT)
+
+
+def _multiply_out(
+    inputs: Float[Tensor, "E K B I"],
+    errors: Float[Tensor, "E K B D"],
+    rows: Float[Tensor, "E K _"],
+    gramian: Float[Tensor, "K K"],
+) -> None:
+    """Write J, and add the inner products of its rows on and above the Gramian's diagonal."""
+    (_, K, B, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    if tiles.AVAILABLE and D > 1 and B <= FEW and inputs.dtype == rows.dtype:
+        array = numbers(rows)
+        together, kind = (2, np.uint32) if array.dtype == np.uint16 else (1, array.dtype)
+        sums = _room_for_sums(array)
+        columns = VECTORS * VECTOR // sums.itemsize
+        _multiply_in_tiles(
+            numbers(inputs.contiguous()),
+            numbers(errors.contiguous()),
+            array,
+            together,
+            np.empty((K, -(-B // together), I + ROWS - 1), kind),
+            np.empty((K, -(-B // together), D + columns - 1), kind),
+            columns,
+            sums,
+            gramian.numpy(),
+        )
+        return
+    matrices = rows[..., : I * D].unflatten(-1, (I, D)).flatten(0, 1)
+    a, d = inputs.flatten(0, 1), errors.flatten(0, 1)
+    if D == 1:
+        _sum_up(numbers(a.contiguous()), d.contiguous().numpy(), rows.flatten(0, 1).numpy())
+    elif D <= THIN or inputs.dtype != rows.dtype:
+        matrices.copy_(multiply(a.mT, d))
+    else:
+        torch.bmm(a.mT, d, out=matrices)
+    _add_inner_products(rows, I * D, gramian)
+
+
+def sums_of_columns(
+    inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B 1"]
+) -> Float[Tensor, "E K I"]:
+    """Return J, of errors of one column."""
+    E, K, _, I = inputs.shape  # noqa: E741
+    rows = errors.new_empty(E, K, I)
+    given = numbers(inputs.flatten(0, 1)), errors.flatten(0, 1).numpy()
+    _sum_up(*given, rows.flatten(0, 1).numpy())
+    return rows
+
+
+def _room_for_sums(rows: NDArray[Any]) -> NDArray[Any]:
+    """Allocate what a tile of rows' inner products is written to."""
+    return np.empty(LEFT * RIGHT, np.float32 if rows.dtype == np.uint16 else rows.dtype)
+
+
+def _add_inner_products(
+    rows: Float[Tensor, "E K _"], length: int, gramian: Float[Tensor, "K K"]
+) -> None:
+    """Add those of the first `length` numbers of each row, summed over networks.
+
+    Only on and above the diagonal. Numbers of bf16 below 1e-38 count as zero, in the rows and in
+    their products.
+    """
+    if tiles.AVAILABLE:
+        array = numbers(rows)
+        _add_all_inner_products(array, length, _room_for_sums(array), gramian.numpy())
+    else:
+        rows = rows[..., :length].double()
+        gramian += torch.bmm(rows, rows.mT).sum(dim=0)
+
+
+def _room_for_weighted_sums(
+    weights: Tensor,
+    rows: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    inputs: Sequence[int],
+    own: Sequence[bool],
+) -> list[Tensor]:
+    del rows
+    room = []
+    for each, count, has_own_row in zip(sums, inputs, own, strict=True):
+        E, K, D = each.shape
+        room += [weights.new_empty(E, count + K * has_own_row, D), weights.new_empty(E, 1, D)]
+    return room
+
+
+@dispatch.operator(
+    "(Tensor weights, Tensor[] rows, Tensor[] sums, int[] inputs, bool[] own) -> Tensor[]",
+    _room_for_weighted_sums,
+)
+def weighted_sums(
+    weights: Float[Tensor, " K"],
+    rows: Sequence[Float[Tensor, "_ K _"]],
+    sums: Sequence[Float[Tensor, "_ K _"]],
+    inputs: Sequence[int],
+    own: Sequence[bool],
+) -> list[Tensor]:
+    """Return the weighted sums of several layers' J and of their biases' gradients, in one call.
+
+    Args:
+        weights: One per task.
+        rows: As `rows_and_gramian` returned them.
+        sums: The tasks' gradients of these layers' biases ``(E, K, D)``.
+        inputs: How many each layer has.
+        own: Whether each layer's weight goes on with a row for each task, whose gradient is that of
+            the bias.
+
+    Returns:
+        For each layer the sum for its weight, ``(E, I, D)`` or ``(E, I + K, D)``, and for its bias,
+        ``(E, 1, D)``.
+    """
+    results = _room_for_weighted_sums(weights, rows, sums, inputs, own)
+    layers = zip(rows, sums, inputs, results[::2], results[1::2], strict=True)
+    for spaced, each, count, of_weight, of_bias in layers:
+        _add_up(
+            weights.numpy(),
+            numbers(spaced),
+            count * each.shape[-1],
+            each.contiguous().numpy(),
+            of_weight.flatten(1).numpy(),
+            of_bias.flatten(1).numpy(),
+        )
+    return results
+
+
+@_kernel
+def _join(given: NDArray[Any], together: int, result: NDArray[Any]) -> None:
+    """Write rows as factors of tiles: numbers multiplied together joined, zeros behind each row."""
+    B, I = given.shape  # noqa: E741
+    zero = np.zeros(1, given.dtype)[0]
+    for p in range(len(result)):
+        first, out = given[together * p], result[p]
+        if together * (p + 1) > B:
+            for i in range(I):
+                out[i] = joined(first[i], zero)
+        else:
+            second = given[together * (p + 1) - 1]
+            for i in range(I):
+                out[i] = joined(first[i], second[i])
+        for i in range(I, len(out)):
+            out[i] = 0
+
+
+@_kernel
+def _multiply_in_tiles(
+    inputs: NDArray[Any],
+    errors: NDArray[Any],
+    rows: NDArray[Any],
+    together: int,
+    joined_inputs: NDArray[Any],
+    joined_errors: NDArray[Any],
+    columns: int,
+    sums: NDArray[Any],
+    gramian: NDArray[np.float64],
+) -> None:
+    """Write J to the start of each row, and add the rows' inner products while they are at hand."""
+    use_widest_vectors()
+    E, K, _, I = inputs.shape  # noqa: E741
+    D = errors.shape[-1]
+    size = rows.itemsize
+    step = max(1, AT_A_TIME // D // ROWS) * ROWS
+    edge = np.empty((ROWS, columns), rows.dtype)
+    for e in range(E):
+        for k in range(K):
+            _join(inputs[e, k], together, joined_inputs[k])
+            _join(errors[e, k], together, joined_errors[k])
+        for start in range(0, I, step):
+            stop = min(start + step, I)
+            for k in range(K):
+                row = rows.ctypes.data + e * rows.strides[0] + k * rows.strides[1]
+                from_inputs = joined_inputs.ctypes.data + k * joined_inputs.strides[0]
+                from_errors = joined_errors.ctypes.data + k * joined_errors.strides[0]
+                for d in range(0, D, columns):
+                    for i in range(start, stop, ROWS):
+                        is_whole = i + ROWS <= stop and d + columns <= D
+                        multiply_tile(
+                            rows,
+                            from_inputs + i * joined_inputs.itemsize,
+                            joined_inputs.strides[1],
+                            from_errors + d * joined_errors.itemsize,
+                            joined_errors.strides[1],
+                            joined_inputs.shape[1],
+                            row + (i * D + d) * size if is_whole else edge.ctypes.data,
+                            D * size if is_whole else edge.strides[0],
+                        )
+                        if not is_whole:
+                            for r in range(min(ROWS, stop - i)):
+                                first = (i + r) * D + d
+                                out = rows[e, k, first : first + min(columns, D - d)]
+                                for c in range(len(out)):
+                                    out[c] = edge[r, c]
+            _add_some_inner_products(rows[e], start * D, stop * D, sums, gramian)
+
+
+@_kernel
+def _add_all_inner_products(
+    rows: NDArray[Any], length: int, sums: NDArray[Any], gramian: NDArray[np.float64]
+) -> None:
+    """Add the inner products of the starts of rows, on and above the Gramian's diagonal."""
+    use_widest_vectors()
+    for e in range(len(rows)):
+        for start in range(0, length, AT_A_TIME):
+            stop = min(start + AT_A_TIME, length)
+            _add_some_inner_products(rows[e], start, stop, sums, gramian)
+
+
+@_kernel
+def _add_some_inner_products(
+    rows: NDArray[Any], start: int, stop: int, sums: NDArray[Any], gramian: NDArray[np.float64]
+) -> None:
+    """Add the inner products of some columns, a tile at a time.
+
+    Where there are not so many rows left, the last stands in for those that are missing, and what
+    it yields is left out.
+    """
+    K = len(rows)
+    together = VECTOR // rows.itemsize
+    even = (stop - start) // together * together
+    addresses = np.empty(K + LEFT + RIGHT, np.int64)
+    for k in range(len(addresses)):
+        row = rows.ctypes.data + min(k, K - 1) * rows.strides[0]
+        addresses[k] = row + start * rows.itemsize
+    for i in range(0, K, LEFT):
+        left = addresses.ctypes.data + i * addresses.itemsize
+        for j in range(i, K, RIGHT):
+            right = addresses.ctypes.data + j * addresses.itemsize
+            if i == j:
+                inner_products_with_themselves(rows, left, right, even, sums.ctypes.data)
+            else:
+                inner_products(rows, left, right, even, sums.ctypes.data)
+            for a in range(i, min(i + LEFT, K)):
+                for b in range(max(a, j), min(j + RIGHT, K)):
+                    total = sums[RIGHT * (a - i) + b - j]
+                    for place in range(start + even, stop):
+                        total += read(rows[a, place]) * read(rows[b, place])
+                    gramian[a, b] += total
+
+
+@_kernel
+def _add_up(
+    weights: NDArray[Any],
+    rows: NDArray[Any],
+    length: int,
+    sums: NDArray[Any],
+    of_weight: NDArray[Any],
+    of_bias: NDArray[Any],
+) -> None:
+    """Write the weighted sums of rows and of sums, and behind the former each task's own row."""
+    use_widest_vectors()
+    E, K, D = sums.shape
+    has_own_row = of_weight.shape[1] > length
+    for e in range(E):
+        _add_up_rows(weights, rows[e], of_weight[e, :length])
+        _add_up_rows(weights, sums[e], of_bias[e])
+        for k in range(K * has_own_row):
+            out, weight = of_weight[e, length + k * D : length + (k + 1) * D], weights[k]
+            for d in range(D):
+                out[d] = weight * sums[e, k, d]
+
+
+@_kernel
+def _add_up_rows(weights: NDArray[Any], rows: NDArray[Any], result: NDArray[Any]) -> None:
+    """Write the weighted sum of the starts of rows, four rows at a time."""
+    K, length = len(rows), len(result)
+    for first in range(0, length, COLUMNS):
+        part = slice(first, min(length, first + COLUMNS))
+        out = result[part]
+        for p in range(len(out)):
+            out[p] = 0
+        for k in range(0, K, 4):
+            # The last row stands in for those that are missing, and counts as nothing.
+            b, c, d = min(k + 1, K - 1), min(k + 2, K - 1), min(k + 3, K - 1)
+            of_w, of_x = weights[k], weights[b] * (k + 1 < K)
+            of_y, of_z = weights[c] * (k + 2 < K), weights[d] * (k + 3 < K)
+            w, x, y, z = rows[k, part], rows[b, part], rows[c, part], rows[d, part]
+            for p in range(len(out)):
+                of_two = of_w * read(w[p]) + of_x * read(x[p])
+                out[p] += of_two + of_y * read(y[p]) + of_z * read(z[p])
+
+
+@_kernel
+def _sum_up(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) -> None:
+    """Write the inputs of each task, summed with its errors' one column, to the start of a row."""
+    use_widest_vectors()
+    tasks, B, I = inputs.shape  # noqa: E741
+    for t in range(tasks):
+        out = rows[t, :I]
+        for i in range(I):
+            out[i] = 0
+        for b in range(B):
+            row, error = inputs[t, b], errors[t, b, 0]
+            for i in range(I):
+                out[i] += error * read(row[i])
