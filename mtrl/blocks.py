@@ -13,15 +13,15 @@ from torch import Tensor
 from . import bf16, dispatch
 from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
-from .jacobian import rows_and_gramian, sums_of_columns, type_of_rows
+from .jacobian import is_large, rows_and_gramian, sums_of_columns
 from .products import multiply
 
-ELEMENT_COST = 35
+ELEMENT_COST = 30
 """Writing and reading one number of J takes as long as this many multiplications and additions
 inside a matrix product, or so: an estimate that decides between two ways of equal result."""
 
-ELEMENT_COST_BF16 = 5
-"""The same where J is kept in bf16: half as many bytes."""
+ELEMENT_COST_NEARBY = 5
+"""The same where J stays in a CPU's caches."""
 
 TASKS_AT_ONCE = 10
 """Tasks in one strip of a symmetric product: fewer multiply less above the diagonal, more fill the
@@ -62,10 +62,13 @@ class TaskBlocks:
 
     def rows(self) -> Float[Tensor, "E K I D"]:
         """Return J."""
-        if self.kept is None:
-            self.gramian_of_rows()
-        assert self.kept is not None
-        return self._unflatten(self.kept[..., : self._length].to(self._wide))
+        rows = self._multiply_out() if self.kept is None else self.kept[..., : self._length]
+        return self._unflatten(rows.to(self._wide))
+
+    def _multiply_out(self) -> Float[Tensor, "E K ID"]:
+        E, K = self.inputs.shape[:2]
+        inputs = self.inputs.to(self.errors.dtype).flatten(0, 1)
+        return multiply(inputs.mT, self.errors.flatten(0, 1)).to(self._wide).view(E, K, -1)
 
     def _unflatten(self, rows: Float[Tensor, "*batch ID"]) -> Float[Tensor, "*batch I D"]:
         return rows.view(*rows.shape[:-1], self.inputs.shape[-1], self.errors.shape[-1])
@@ -87,13 +90,15 @@ class TaskBlocks:
     def gramian_of_rows(self) -> Float[Tensor, "K K"]:
         """Multiply J out, keep it, and return its Gramian."""
         if dispatch.has_operators(self.errors):
-            (self.kept,), gramian = rows_and_gramian([self.inputs], [self.errors], [], [])
+            (rows,), gramian = rows_and_gramian([self.inputs], [self.errors], [], [])
+            self.keep(rows)
             return gramian
-        E, K = self.inputs.shape[:2]
-        inputs = self.inputs.to(self.errors.dtype).flatten(0, 1)
-        rows = torch.bmm(inputs.mT, self.errors.flatten(0, 1)).to(self._wide).view(E, K, -1)
-        self.kept = rows
+        self.kept = rows = self._multiply_out()
         return torch.bmm(rows, rows.mT).sum(dim=0)
+
+    def keep(self, rows: Float[Tensor, "E K _"]) -> None:
+        """Remember J, as `mtrl.jacobian.rows_and_gramian` returned it."""
+        self.kept = rows if rows.shape[-1] > 0 else None
 
     def _scaled(self, weights: Tensor) -> Tensor:
         """Return the errors, each times its task's weight."""
@@ -106,10 +111,8 @@ class TaskBlocks:
     def multiplies_out(self) -> bool:
         """Tell which way to the Gramian is cheaper."""
         (_, K, B, I), D = self.inputs.shape, self.errors.shape[-1]  # noqa: E741
-        rows_are_bf16 = (
-            dispatch.has_operators(self.errors) and type_of_rows(self.errors) != self._wide
-        )
-        cost = ELEMENT_COST_BF16 if rows_are_bf16 else ELEMENT_COST
+        is_nearby = dispatch.has_operators(self.errors) and not is_large(self.inputs, self.errors)
+        cost = ELEMENT_COST_NEARBY if is_nearby else ELEMENT_COST
         return self._is_column or multiplying_out_is_cheaper(K, B, I, D, cost)
 
     def gramian_of_factors(self) -> Float[Tensor, "K K"]:

@@ -56,16 +56,16 @@ def gramian(jacobian: Jacobian) -> Float[Tensor, "K K"]:
 
 def _gramian_in_one_call(jacobian: Jacobian) -> Float[Tensor, "K K"]:
     multiplied_out = [layer.blocks for layer in jacobian if layer.blocks.multiplies_out()]
-    kept, result = rows_and_gramian(
+    rows, result = rows_and_gramian(
         [blocks.inputs for blocks in multiplied_out],
         [blocks.errors for blocks in multiplied_out],
         [layer.sums for layer in jacobian],
         [layer.one_hot for layer in jacobian],
     )
-    for blocks, each in zip(multiplied_out, kept, strict=True):
-        blocks.kept = each
+    for blocks, each in zip(multiplied_out, rows, strict=True):
+        blocks.keep(each)
     for layer in jacobian:
-        if layer.blocks.kept is None:
+        if layer.blocks not in multiplied_out:
             result = result + layer.blocks.gramian_of_factors()
     return result
 

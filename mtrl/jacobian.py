@@ -42,6 +42,17 @@ CACHE_WAY = 4096
 GAP = 3072 + 64
 """Bytes between rows of J, beyond a multiple of that."""
 
+LARGE = 8_000_000
+"""Bytes of a J that, kept, goes to memory and back."""
+
+FORGOTTEN = 16
+"""Up to so many rows a task multiplying once more for the weighted sum takes less time than a large
+J takes on that way."""
+
+MAPPED_ANEW = 32 << 20
+"""Bytes of a J that takes longer than that with any number of rows, as the system clears its pages
+each time it is allocated (`mtrl.device.keep_freed_memory`)."""
+
 FEW = 64
 """Up to so many rows a task a kernel multiplies J out faster than the library, which is slow at
 products that sum over little; beyond, the library can use several threads."""
@@ -57,18 +68,45 @@ def type_of_rows(errors: Tensor) -> torch.dtype:
     return errors.dtype if keeps_bf16 else wide_type(errors.dtype)
 
 
+def is_large(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> bool:
+    """Tell whether J does not stay in the caches."""
+    return _size(inputs, errors) >= LARGE
+
+
+def keeps_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> bool:
+    """Tell whether J is kept for its weighted sum; else it is nowhere as a whole."""
+    most = LARGE if errors.shape[-2] <= FORGOTTEN else MAPPED_ANEW
+    return _size(inputs, errors) < most or not _goes_in_tiles(inputs, errors)
+
+
+def _size(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> int:
+    """Return how many bytes J takes."""
+    (E, K, _, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    return E * K * I * D * type_of_rows(errors).itemsize
+
+
+def _goes_in_tiles(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> bool:
+    B, D = errors.shape[-2:]
+    return tiles.AVAILABLE and D > 1 and B <= FEW and inputs.dtype == type_of_rows(errors)
+
+
 def _room_for_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> Tensor:
-    """Allocate the rows of J with unused numbers between them, ``(E, K, _)``.
+    """Allocate the rows of J with unused numbers between them, ``(E, K, _)``, or none."""
+    (E, K, _, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    dtype = type_of_rows(errors)
+    return _room(E, K, I * D * keeps_rows(inputs, errors), dtype)
+
+
+def _room(E: int, K: int, length: int, dtype: torch.dtype) -> Tensor:
+    """Allocate rows with unused numbers between them.
 
     Those of a network are often a power of two long. One after the other, the same columns of all
     rows would compete for the same few lines of the caches.
     """
-    (E, K, _, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
-    dtype = type_of_rows(errors)
-    distance = I * D * dtype.itemsize
+    distance = length * dtype.itemsize
     if distance > GAP:
         distance = -(-distance // CACHE_WAY) * CACHE_WAY + GAP
-    return errors.new_empty(E, K, distance // dtype.itemsize, dtype=dtype)
+    return torch.empty(E, K, distance // dtype.itemsize, dtype=dtype)
 
 
 def _room_for_all(
@@ -103,7 +141,8 @@ def rows_and_gramian(
             that is each task's own.
 
     Returns:
-        Each J ``(E, K, _)``, with unused numbers after each row, and the sum of all inner products.
+        Each J ``(E, K, _)``, with unused numbers after each row, or empty if it is not kept, and
+        the sum of all inner products.
     """
     rows, result = _room_for_all(inputs, errors, sums, own)
     gramian = torch.zeros(result.shape, dtype=torch.float64)
@@ -125,8 +164,9 @@ def _multiply_out(
 ) -> None:
     """Write J, and add the inner products of its rows on and above the Gramian's diagonal."""
     (_, K, B, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
-    if tiles.AVAILABLE and D > 1 and B <= FEW and inputs.dtype == rows.dtype:
-        array = numbers(rows)
+    if _goes_in_tiles(inputs, errors):
+        is_kept = rows.shape[-1] > 0
+        array = numbers(rows if is_kept else _room(1, K, _inputs_at_a_time(D) * D, rows.dtype))
         together, kind = (2, np.uint32) if array.dtype == np.uint16 else (1, array.dtype)
         sums = _room_for_sums(array)
         columns = VECTORS * VECTOR // sums.itemsize
@@ -134,6 +174,7 @@ def _multiply_out(
             numbers(inputs.contiguous()),
             numbers(errors.contiguous()),
             array,
+            is_kept,
             together,
             np.empty((K, -(-B // together), I + ROWS - 1), kind),
             np.empty((K, -(-B // together), D + columns - 1), kind),
@@ -240,6 +281,15 @@ def weighted_sums(
 
 
 @_kernel
+def _sum_up(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) -> None:
+    """Write the inputs of each task, summed with its errors' one column, to the start of a row."""
+    use_widest_vectors()
+    tasks, _, I = inputs.shape  # noqa: E741
+    for t in range(tasks):
+        _add_up_rows(errors[t, :, 0], inputs[t], rows[t, :I])
+
+
+@_kernel
 def _join(given: NDArray[Any], together: int, result: NDArray[Any]) -> None:
     """Write rows as factors of tiles: numbers multiplied together joined, zeros behind each row."""
     B, I = given.shape  # noqa: E741
@@ -258,10 +308,16 @@ def _join(given: NDArray[Any], together: int, result: NDArray[Any]) -> None:
 
 
 @_kernel
+def _inputs_at_a_time(D: int) -> int:
+    return max(1, AT_A_TIME // D // ROWS) * ROWS
+
+
+@_kernel
 def _multiply_in_tiles(
     inputs: NDArray[Any],
     errors: NDArray[Any],
     rows: NDArray[Any],
+    is_kept: bool,
     together: int,
     joined_inputs: NDArray[Any],
     joined_errors: NDArray[Any],
@@ -269,21 +325,26 @@ def _multiply_in_tiles(
     sums: NDArray[Any],
     gramian: NDArray[np.float64],
 ) -> None:
-    """Write J to the start of each row, and add the rows' inner products while they are at hand."""
+    """Write J to the start of each row, and add the rows' inner products while they are at hand.
+
+    Where it is not kept, `rows` has room for what is multiplied out at a time.
+    """
     use_widest_vectors()
     E, K, _, I = inputs.shape  # noqa: E741
     D = errors.shape[-1]
     size = rows.itemsize
-    step = max(1, AT_A_TIME // D // ROWS) * ROWS
+    step = _inputs_at_a_time(D)
     edge = np.empty((ROWS, columns), rows.dtype)
     for e in range(E):
         for k in range(K):
             _join(inputs[e, k], together, joined_inputs[k])
             _join(errors[e, k], together, joined_errors[k])
+        kept = rows[e if is_kept else 0]
         for start in range(0, I, step):
             stop = min(start + step, I)
+            origin = 0 if is_kept else start * D
             for k in range(K):
-                row = rows.ctypes.data + e * rows.strides[0] + k * rows.strides[1]
+                row = kept.ctypes.data + k * kept.strides[0] - origin * size
                 from_inputs = joined_inputs.ctypes.data + k * joined_inputs.strides[0]
                 from_errors = joined_errors.ctypes.data + k * joined_errors.strides[0]
                 for d in range(0, D, columns):
@@ -301,11 +362,11 @@ def _multiply_in_tiles(
                         )
                         if not is_whole:
                             for r in range(min(ROWS, stop - i)):
-                                first = (i + r) * D + d
-                                out = rows[e, k, first : first + min(columns, D - d)]
+                                first = (i + r) * D + d - origin
+                                out = kept[k, first : first + min(columns, D - d)]
                                 for c in range(len(out)):
                                     out[c] = edge[r, c]
-            _add_some_inner_products(rows[e], start * D, stop * D, sums, gramian)
+            _add_some_inner_products(kept, start * D - origin, stop * D - origin, sums, gramian)
 
 
 @_kernel
@@ -392,18 +453,3 @@ def _add_up_rows(weights: NDArray[Any], rows: NDArray[Any], result: NDArray[Any]
             for p in range(len(out)):
                 of_two = of_w * read(w[p]) + of_x * read(x[p])
                 out[p] += of_two + of_y * read(y[p]) + of_z * read(z[p])
-
-
-@_kernel
-def _sum_up(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) -> None:
-    """Write the inputs of each task, summed with its errors' one column, to the start of a row."""
-    use_widest_vectors()
-    tasks, B, I = inputs.shape  # noqa: E741
-    for t in range(tasks):
-        out = rows[t, :I]
-        for i in range(I):
-            out[i] = 0
-        for b in range(B):
-            row, error = inputs[t, b], errors[t, b, 0]
-            for i in range(I):
-                out[i] += error * read(row[i])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mtrl import dispatch
 from mtrl.blocks import TaskBlocks
 from mtrl.device import has_bf16
 from mtrl.gradients import Tape, combine, gramian, jacobian, rows
@@ -134,7 +135,7 @@ def test_what_one_task_sees_stays_in_its_row(example, value):
     assert not torch.equal(changed["first"][2], J["first"][2])
 
 
-@pytest.mark.parametrize("way", ["factors", "rows"])
+@pytest.mark.parametrize("way", ["factors", "kept", "forgotten"])
 @settings(max_examples=30)
 @given(
     K=st.integers(1, 25),
@@ -153,6 +154,7 @@ def test_gramian_and_combination_are_those_of_the_jacobian(way, K, B, E, sizes):
     J = jacobian(_losses(module(inputs, tape)), tape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TaskBlocks, "multiplies_out", lambda self: way != "factors")
+        patch.setattr("mtrl.jacobian.LARGE", math.inf if way == "kept" else 0)
         G, combined = gramian(J), combine(weights, J)
     joined = _joined(expected)
     torch.testing.assert_close(G, joined @ joined.T, rtol=1e-10, atol=1e-10)
@@ -164,11 +166,16 @@ def test_gramian_and_combination_are_those_of_the_jacobian(way, K, B, E, sizes):
 
 @pytest.mark.parametrize(
     ("K", "B", "width", "multiplied_out"),
-    [(10, 128, 400, True), (50, 128, 400, True), (10, 16, 400, False), (50, 16, 400, False)],
+    [(10, 128, 400, True), (50, 128, 400, True), (10, 4, 400, False), (50, 16, 400, False)],
 )
 def test_small_batches_are_not_multiplied_out(K, B, width, multiplied_out):
     blocks = TaskBlocks(torch.zeros(1, K, B, width), torch.zeros(1, K, B, width))
     assert blocks.multiplies_out() is multiplied_out
+
+
+def test_what_stays_in_the_caches_is_multiplied_out_sooner():
+    blocks = TaskBlocks(torch.zeros(1, 10, 16, 400), torch.zeros(1, 10, 16, 400))
+    assert blocks.multiplies_out() is dispatch.has_operators(blocks.errors)
 
 
 @pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 6, 7, 10, 11])
@@ -236,19 +243,36 @@ def test_one_column_of_errors_is_not_rounded(dtype, generator):
         torch.testing.assert_close(blocks.combine(weights).double(), combined, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("K", "B", "keeps"),
+    [(50, 16, False), (50, 17, True), (70, 17, False), (70, 65, True), (10, 16, True)],
+)
+def test_a_large_jacobian_is_not_kept(K, B, keeps):
+    inputs = torch.zeros(2, K, B, 256)
+    blocks = TaskBlocks(inputs, inputs)
+    blocks.gramian_of_rows()
+    assert (blocks.kept is not None) is (keeps or not dispatch.has_operators(inputs))
+
+
 # An odd number of rows, and more than a kernel takes; whole tiles and not, a row in one piece and
 # in several, with something left over or not.
 @pytest.mark.parametrize(("K", "B"), [(1, 2), (4, 5), (5, 1), (11, 12), (3, 64), (2, 65)])
 @pytest.mark.parametrize(
-    ("I", "D"), [(1, 50), (40, 30), (90, 101), (64, 3), (43, 256), (3, 4099), (9, 1)]
+    "size", [(1, 50), (40, 30), (90, 101), (64, 3), (43, 256), (3, 4099), (9, 1)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_rows_and_their_inner_products(K, B, I, D, dtype, generator):  # noqa: E741
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_rows_and_their_inner_products(K, B, size, dtype, is_kept, generator, monkeypatch):
+    I, D = size  # noqa: E741
+    monkeypatch.setattr("mtrl.jacobian.LARGE", math.inf if is_kept else 0)
+    monkeypatch.setattr("mtrl.jacobian.FORGOTTEN", 64)
     full = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = _normal(generator, 2, K, B, I).to(dtype)
     blocks = TaskBlocks(inputs, _normal(generator, 2, K, B, D).to(full))
     gramian = blocks.gramian_of_rows()
     assert gramian.dtype == full
+    if not is_kept and D > 1 and B <= 64 and dispatch.has_operators(inputs):
+        assert blocks.kept is None or dtype == torch.bfloat16  # without hardware for it
     rows = blocks.inputs.double().mT @ blocks.errors.double()
     exact = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2**-8}[dtype]
     if D == 1:
