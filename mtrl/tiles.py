@@ -204,10 +204,16 @@ def _generate_inner(
         def load(address: Any) -> Any:
             return _load(builder, builder.add(address, offset), factors, size)
 
-        of_right = [load(address) for address in rights]
-        of_left = of_right if triangle else [load(address) for address in lefts]
-        for number, (i, j) in enumerate(pairs):
-            totals[number] = _multiply_add(builder, of_left[i], of_right[j], totals[number])
+        # Those of the left stay in registers, those of the right come one by one.
+        of_left = [] if triangle else [load(address) for address in lefts]
+        for j, address in enumerate(rights):
+            of_right = load(address)
+            if triangle:
+                of_left.append(of_right)
+            for number, pair in enumerate(pairs):
+                if pair[1] == j:
+                    left = of_left[pair[0]]
+                    totals[number] = _multiply_add(builder, left, of_right, totals[number])
 
     zeros = [ir.Constant(sums, None)] * len(pairs)
     totals = _add_up(builder, length, factors.count, zeros, add)
