@@ -215,6 +215,9 @@ def _compile(graph: GraphModule, inputs: list[Any]) -> Callable[..., Sequence[Te
         # Its cache of graphs would be unpickled; machine code is found by its source's digest.
         "fx_graph_cache": False,
         "compile_threads": 1,
+        # Of inputs, which are always the same, and of what our own operations return.
+        "size_asserts": False,
+        "alignment_asserts": False,
         # The compiler hashes precompiled headers with this program; without them it is slow.
         "cpp_cache_precompile_headers": shutil.which("openssl") is not None,
     }

@@ -16,6 +16,8 @@ from . import dispatch
 from .compiler import Compiler
 from .types import Batch
 
+_kernel = Compiler("replay", Path(__file__)).kernel
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -139,30 +141,47 @@ def _read_rows(
     return batch
 
 
-@Compiler("replay", Path(__file__)).kernel
+@_kernel
 def _read(
     stored: tuple[NDArray[Any], ...],
     places: NDArray[np.int64],
     discounts: NDArray[np.float32],
     batch: tuple[NDArray[Any], ...],
 ) -> None:
-    """Fill a batch; see `Stored.read`."""
+    """Fill a batch; see `Stored.read`.
+
+    Most of what is read is far from the processor. All rows of a task take a step before any takes
+    the next: it can wait for several of them at once.
+    """
     observations, actions, rewards, terminated, next_slots, begins, starts = stored
     observed, acted, earned, following, ended, steps = batch
+    B = places.shape[1]
+    slots, goes_on = np.empty(B, np.int64), np.empty(B, np.bool_)
     for k in range(places.shape[0]):
-        for b in range(places.shape[1]):
-            slot = starts[places[k, b], k] % len(starts)
-            observed[k, b] = observations[slot, k]
-            acted[k, b] = actions[slot, k]
-            total, taken = np.float32(0), 0
-            while True:
-                total += discounts[taken] * rewards[slot, k]
-                taken += 1
-                next_slot = next_slots[slot, k]
-                if taken == len(discounts) or terminated[slot, k] or not begins[next_slot, k]:
-                    break
-                slot = next_slot
-            earned[k, b] = total
-            following[k, b] = observations[next_slot, k]
-            ended[k, b] = terminated[slot, k]
-            steps[k, b] = taken
+        for b in range(B):
+            slots[b] = starts[places[k, b], k] % len(starts)
+            goes_on[b] = True
+            earned[k, b] = steps[k, b] = 0
+        for b in range(B):
+            _copy(observations[slots[b], k], observed[k, b])
+            _copy(actions[slots[b], k], acted[k, b])
+        for step in range(len(discounts)):
+            for b in range(B):
+                if not goes_on[b]:
+                    continue
+                slot = slots[b]
+                earned[k, b] += discounts[step] * rewards[slot, k]
+                steps[k, b] += 1
+                ended[k, b] = terminated[slot, k]
+                slots[b] = next_slots[slot, k]
+                if step + 1 < len(discounts):
+                    goes_on[b] = not terminated[slot, k] and begins[slots[b], k]
+        for b in range(B):
+            _copy(observations[slots[b], k], following[k, b])
+
+
+@_kernel
+def _copy(given: NDArray[np.float32], result: NDArray[np.float32]) -> None:
+    """Write numbers one by one: of so few, a library's copy takes longer."""
+    for i in range(len(result)):
+        result[i] = given[i]
