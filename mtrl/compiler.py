@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
 from numba.core.errors import NumbaWarning
 from numba.extending import intrinsic
 
@@ -98,6 +101,38 @@ use_widest_vectors: Callable[[], None] = (
 )
 """As a kernel's first statement: let its loops use all of the processor's vector registers. LLVM
 leaves half of Intel's alone, as their first generations slowed down when all were in use."""
+
+
+def _prefetch(typing_context: Any, array: Any, first: Any, second: Any) -> Any:
+    del typing_context, first, second
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, *places = arguments
+        struct = context.make_array(signature.args[0])(context, builder, array)
+        address = builder.ptrtoint(struct.data, ir.IntType(64))
+        strides = cgutils.unpack_tuple(builder, struct.strides)
+        for place, stride in zip(places, strides[:2], strict=True):
+            address = builder.add(address, builder.mul(place, stride))
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), *[ir.IntType(32)] * 3])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        options = [ir.Constant(ir.IntType(32), number) for number in (0, 3, 1)]
+        if signature.args[0].ndim == 3:
+            length = builder.mul(cgutils.unpack_tuple(builder, struct.shape)[2], strides[2])
+        else:
+            length = ir.Constant(ir.IntType(64), 1)
+        zero, line = ir.Constant(length.type, 0), ir.Constant(length.type, 64)
+        with cgutils.for_range_slice(builder, zero, length, line) as (offset, _):
+            pointer = builder.inttoptr(builder.add(address, offset), ir.IntType(8).as_pointer())
+            builder.call(function, [pointer, *options])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), generate
+
+
+prefetch: Callable[[Any, Any, Any], None] = (
+    (lambda *_: None) if numba.config.DISABLE_JIT else intrinsic(_prefetch)
+)
+"""``prefetch(array, i, j)``: ask for ``array[i, j]``, a number or a row, to be brought nearer."""
 
 
 def _forgive_full_disks(compiled: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .seeding import restore_generator
-from .stored import Stored
+from .stored import RECORD, Stored
 from .types import Batch, State
 
 _COUNTS = ("written", "begun", "forgotten")
@@ -85,9 +85,8 @@ class Replay:
     @staticmethod
     def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
         """Return how much memory a replay of these sizes takes."""
-        numbers = observation_size + action_size + 1
-        marks = 2 * torch.bool.itemsize + torch.int32.itemsize + torch.int64.itemsize
-        return num_tasks * capacity * (torch.float32.itemsize * numbers + marks)
+        numbers = torch.float32.itemsize * (observation_size + action_size)
+        return num_tasks * capacity * (numbers + RECORD + torch.int64.itemsize)
 
     def add(
         self,

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import dispatch
-from .compiler import Compiler
+from . import compiler, dispatch
+from .compiler import Compiler, prefetch
 from .types import Batch
 
-_kernel = Compiler("replay", Path(__file__)).kernel
+RECORD = 12
+"""Bytes: a reward, where a step led and two marks, filled up to a multiple of four."""
+
+_kernel = Compiler("replay", Path(__file__), Path(compiler.__file__)).kernel
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,14 @@ class Stored:
     Attributes:
         observations: What was seen at a slot.
         actions: What was done there.
-        rewards: What that earned.
-        terminated: Whether the task ended with it.
-        next_slots: Where what was seen next is.
-        begins: Whether a transition begins at a slot.
+        records: What is read of each step on the way, which lies together, as memory is read a line
+            at a time: see the properties.
         starts: Where transitions begin, oldest first: numbers of observations, a ring of its own.
     """
 
     observations: Float[Tensor, "C K O"]
     actions: Float[Tensor, "C K A"]
-    rewards: Float[Tensor, "C K"]
-    terminated: Bool[Tensor, "C K"]
-    next_slots: Int[Tensor, "C K"]
-    begins: Bool[Tensor, "C K"]
+    records: UInt8[Tensor, "C K R"]
     starts: Int[Tensor, "C K"]
 
     @classmethod
@@ -53,12 +51,29 @@ class Stored:
         return cls(
             observations=zeros(observation_size),
             actions=zeros(action_size),
-            rewards=zeros(),
-            terminated=zeros(dtype=torch.bool),
-            next_slots=zeros(dtype=torch.int32),
-            begins=zeros(dtype=torch.bool),
+            records=zeros(RECORD, dtype=torch.uint8),
             starts=zeros(dtype=torch.int64),
         )
+
+    @property
+    def rewards(self) -> Float[Tensor, "C K"]:
+        """What a step earned."""
+        return self.records.view(torch.float32)[..., 0]
+
+    @property
+    def next_slots(self) -> Int[Tensor, "C K"]:
+        """Where what was seen next is."""
+        return self.records.view(torch.int32)[..., 1]
+
+    @property
+    def terminated(self) -> Bool[Tensor, "C K"]:
+        """Whether the task ended with a step."""
+        return self.records.view(torch.bool)[..., 8]
+
+    @property
+    def begins(self) -> Bool[Tensor, "C K"]:
+        """Whether a transition begins at a slot."""
+        return self.records.view(torch.bool)[..., 9]
 
     def read(self, places: Int[Tensor, "K B"], discounts: list[float]) -> Batch:
         """Go some steps on from transitions, or as far as their episodes are stored.
@@ -73,7 +88,19 @@ class Stored:
         """
         if not dispatch.has_operators(places):
             return self._read_step_by_step(places, discounts)
-        return Batch(*_read_rows(list(vars(self).values()), places, discounts))
+        arrays = self.observations, self.actions, self.records, self.starts
+        rows = _read_rows(*arrays, places, discounts)
+        O, A = self.observations.shape[-1], self.actions.shape[-1]  # noqa: E741
+        observations, actions, following, *numbers = rows.split([O, A, O, 1, 1, 1], dim=-1)
+        rewards, terminated, steps = (number.squeeze(-1) for number in numbers)
+        return Batch(
+            observations=observations,
+            actions=actions,
+            rewards=rewards,
+            next_observations=following,
+            terminated=terminated,
+            steps=steps,
+        )
 
     def _read_step_by_step(self, places: Tensor, discounts: list[float]) -> Batch:
         slots = self._get("starts", places) % len(self.starts)
@@ -107,81 +134,96 @@ class Stored:
         return found.view(*slots.shape, *array.shape[2:])
 
 
-def _room_for_batch(
-    stored: list[Tensor], places: Int[Tensor, "K B"], discounts: list[float]
-) -> tuple[Tensor, ...]:
-    del discounts
-    observations, actions, rewards, *_ = stored
-    numbers = places.new_empty(places.shape, dtype=rewards.dtype)
-    return (
-        numbers.new_empty(*places.shape, observations.shape[-1]),
-        numbers.new_empty(*places.shape, actions.shape[-1]),
-        numbers,
-        numbers.new_empty(*places.shape, observations.shape[-1]),
-        torch.empty_like(numbers),
-        torch.empty_like(numbers),
-    )
+def _room_for_rows(
+    observations: Tensor, actions: Tensor, records: Tensor, starts: Tensor, places: Tensor, _: Any
+) -> Tensor:
+    del records, starts
+    length = 2 * observations.shape[-1] + actions.shape[-1] + 3
+    return observations.new_empty(*places.shape, length)
 
 
 @dispatch.operator(
-    "(Tensor[] stored, Tensor places, float[] discounts) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _room_for_batch,
+    "(Tensor observations, Tensor actions, Tensor records, Tensor starts, Tensor places, "
+    "float[] discounts) -> Tensor",
+    _room_for_rows,
 )
 def _read_rows(
-    stored: list[Tensor], places: Int[Tensor, "K B"], discounts: list[float]
-) -> tuple[Tensor, ...]:
-    batch = _room_for_batch(stored, places, discounts)
-    _read(
-        tuple(array.numpy() for array in stored),
-        places.numpy(),
-        np.array(discounts, np.float32),
-        tuple(array.numpy() for array in batch),
-    )
-    return batch
+    observations: Tensor,
+    actions: Tensor,
+    records: Tensor,
+    starts: Tensor,
+    places: Int[Tensor, "K B"],
+    discounts: list[float],
+) -> Float[Tensor, "K B _"]:
+    """Return observations, actions, next observations, rewards, ends and steps side by side."""
+    stored = observations, actions, records, starts
+    rows = _room_for_rows(*stored, places, discounts)
+    arrays = [array.numpy() for array in (*stored, places, rows)]
+    _read(*arrays, np.array(discounts, np.float32))  # type: ignore[call-arg]
+    return rows
 
 
 @_kernel
 def _read(
-    stored: tuple[NDArray[Any], ...],
+    observations: NDArray[np.float32],
+    actions: NDArray[np.float32],
+    records: NDArray[np.uint8],
+    starts: NDArray[np.int64],
     places: NDArray[np.int64],
+    rows: NDArray[np.float32],
     discounts: NDArray[np.float32],
-    batch: tuple[NDArray[Any], ...],
 ) -> None:
-    """Fill a batch; see `Stored.read`.
+    """Fill the rows of a batch; see `Stored.read`.
 
-    Most of what is read is far from the processor. All rows of a task take a step before any takes
-    the next: it can wait for several of them at once.
+    What is read is far from the processor. So all rows take a step before any takes the next, and
+    each asks for what it will need then.
     """
-    observations, actions, rewards, terminated, next_slots, begins, starts = stored
-    observed, acted, earned, following, ended, steps = batch
-    B = places.shape[1]
-    slots, goes_on = np.empty(B, np.int64), np.empty(B, np.bool_)
-    for k in range(places.shape[0]):
+    rewards, next_slots = records.view(np.float32)[..., 0], records.view(np.int32)[..., 1]
+    terminated, begins = records[..., 8], records[..., 9]
+    K, B = places.shape
+    O, A = observations.shape[2], actions.shape[2]  # noqa: E741
+    earned, ended, steps = rows[..., -3], rows[..., -2], rows[..., -1]
+    slots, goes_on = np.empty((K, B), np.int64), np.empty((K, B), np.bool_)
+    for k in range(K):
         for b in range(B):
-            slots[b] = starts[places[k, b], k] % len(starts)
-            goes_on[b] = True
+            prefetch(starts, places[k, b], k)
+    for k in range(K):
+        for b in range(B):
+            slots[k, b] = starts[places[k, b], k] % len(starts)
+            goes_on[k, b] = True
             earned[k, b] = steps[k, b] = 0
-        for b in range(B):
-            _copy(observations[slots[b], k], observed[k, b])
-            _copy(actions[slots[b], k], acted[k, b])
-        for step in range(len(discounts)):
+            prefetch(rewards, slots[k, b], k)
+            prefetch(actions, slots[k, b], k)
+            prefetch(observations, slots[k, b], k)
+    for step in range(len(discounts)):
+        for k in range(K):
             for b in range(B):
-                if not goes_on[b]:
+                if not goes_on[k, b]:
                     continue
-                slot = slots[b]
+                slot = slots[k, b]
+                if step == 0:
+                    _copy(observations[slot, k], rows[k, b], 0)
+                    _copy(actions[slot, k], rows[k, b], O)
+                elif not begins[slot, k]:
+                    goes_on[k, b] = False
+                    continue
                 earned[k, b] += discounts[step] * rewards[slot, k]
                 steps[k, b] += 1
                 ended[k, b] = terminated[slot, k]
-                slots[b] = next_slots[slot, k]
+                slots[k, b] = next_slots[slot, k]
+                goes_on[k, b] = not terminated[slot, k]
                 if step + 1 < len(discounts):
-                    goes_on[b] = not terminated[slot, k] and begins[slots[b], k]
+                    prefetch(rewards, slots[k, b], k)
+    for k in range(K):
         for b in range(B):
-            _copy(observations[slots[b], k], following[k, b])
+            prefetch(observations, slots[k, b], k)
+    for k in range(K):
+        for b in range(B):
+            _copy(observations[slots[k, b], k], rows[k, b], O + A)
 
 
 @_kernel
-def _copy(given: NDArray[np.float32], result: NDArray[np.float32]) -> None:
+def _copy(given: NDArray[np.float32], result: NDArray[np.float32], start: int) -> None:
     """Write numbers one by one: of so few, a library's copy takes longer."""
-    for i in range(len(result)):
-        result[i] = given[i]
+    for i in range(len(given)):
+        result[start + i] = given[i]
