@@ -64,8 +64,18 @@ def _multiply(left: Tensor, right: Tensor) -> Tensor:
         columns = [a @ b for a, b in zip(left, right.squeeze(-1), strict=True)]
         return torch.stack(columns).unsqueeze(-1)
     if right.shape[-1] <= THIN < left.shape[-2]:
-        return torch.bmm(right.mT, left.mT).mT.contiguous()
-    return torch.bmm(left, right)
+        return _multiply_all(right.mT, left.mT).mT.contiguous()
+    return _multiply_all(left, right)
+
+
+def _multiply_all(left: Tensor, right: Tensor) -> Tensor:
+    """Return `torch.bmm`, of one network without a dimension that a compiler may give any stride.
+
+    Torch copies a transposed factor whose stride it does not expect.
+    """
+    if len(left) > 1:
+        return torch.bmm(left, right)
+    return torch.mm(left[0], right[0]).unsqueeze(0)
 
 
 def multiply_rows_that_count(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from mtrl import dispatch
 from mtrl.activation import Activation
 
 KINDS = [Activation(norm, relu) for norm in (False, True) for relu in (False, True)]
@@ -118,6 +119,22 @@ def test_a_gradient_that_is_not_contiguous_is_read_right():
         assert torch.equal(actual, expected)
     ones = torch.ones(1, dtype=torch.float64).expand(2, 3, 4, 8)
     assert torch.equal(kind.backward(ones, kept)[0], kind.backward(ones.contiguous(), kept)[0])
+
+
+@each_kind
+@pytest.mark.parametrize("B", [1, 3, 4, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_a_compiler_sees_adds_up_large_errors_in_one_call(kind, B, dtype, monkeypatch):
+    gradient = _numbers(2, 3, B, 40, seed=1).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    bias = _numbers(2, 1, 40).to(wide)
+    with dispatch.traced():
+        _, kept = kind.forward(_numbers(2, 3, B, 40).to(dtype), bias, keep=True)
+        monkeypatch.setattr("mtrl.activation.LARGE", 0)
+        errors, sums = kind.backward(gradient, kept)
+    assert (errors.dtype, sums.dtype) == (dtype, wide)
+    near = 1e-5 if dtype != torch.float64 else 1e-12
+    torch.testing.assert_close(sums, errors.to(wide).sum(dim=2), rtol=near, atol=near)
 
 
 def test_numbers_far_from_zero_keep_their_digits():
