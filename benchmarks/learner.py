@@ -2,9 +2,10 @@
 
 Every contestant runs in a process of its own, one at a time and in short turns, A B C A B C: a busy
 machine then slows all of them alike. Printed are medians over the turns, what each takes relative
-to our update without balancing, to a straightforward one, and to the same update with uniform
-weights, the share of the least possible time (the operations that an update must do, at the rate of
-a matrix product of the same precision, measured in the same turns), and peak memory.
+to our update without balancing, to a straightforward one, and to its base (the same update with
+uniform weights, or with a batch that is given instead of sampled), the share of the least possible
+time (the operations that an update must do, at the rate of a matrix product of the same precision,
+measured in the same turns), and peak memory.
 
     python benchmarks/learner.py --save learner            # everything; about half an hour
     python benchmarks/learner.py --tasks 10 --batches 128 --nets wide --seconds 20
@@ -33,7 +34,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from learner_peers import BF16, CONTESTANTS, PRODUCTS, WITHOUT_BALANCING, Shape, least_operations
+from learner_peers import BASES, BF16, CONTESTANTS, PRODUCTS, Shape, least_operations
 from rich.console import Console
 from rich.table import Table
 
@@ -181,7 +182,7 @@ def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> Non
         for floor in floors.values()
     )
     table = Table(title=f"{shape}; floor {told}")
-    columns = ("update", "ms", "to ours", "to eager", "to uniform", "share", "MB", "faults")
+    columns = ("update", "ms", "to ours", "to eager", "to base", "share", "MB", "faults")
     for column in columns:
         table.add_column(column, justify="left" if column == "update" else "right", no_wrap=True)
     seconds = {name: row["seconds"] for name, row in rows.items() if "seconds" in row}
@@ -191,7 +192,7 @@ def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> Non
         if "failure" in row:
             table.add_row(name, row["failure"])
             continue
-        bases = (seconds.get(base) for base in ("ours", "eager", WITHOUT_BALANCING.get(name, "")))
+        bases = (seconds.get(base) for base in ("ours", "eager", BASES.get(name, "")))
         floor = floors["product bf16" if name in BF16 else "product"]
         table.add_row(
             name,

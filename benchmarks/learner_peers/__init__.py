@@ -99,7 +99,12 @@ def least_operations(shape: Shape) -> int:
 
 
 def _ours(
-    critics: str, actor: str, *, compiled: bool = False, dtype: torch.dtype = torch.float32
+    critics: str,
+    actor: str,
+    *,
+    compiled: bool = False,
+    dtype: torch.dtype = torch.float32,
+    sampled: bool = False,
 ) -> Builder:
     def build(shape: Shape) -> Callable[[], Any]:
         agent = SAC(
@@ -111,9 +116,10 @@ def _ours(
             dtype=dtype,
         )
         batch = shape.batch()
+        sample = _sampling(shape) if sampled else lambda: batch
 
         def update() -> dict[str, torch.Tensor]:
-            return agent.update(batch)
+            return agent.update(sample())
 
         return Compiled(update) if compiled else update
 
@@ -209,6 +215,7 @@ CONTESTANTS: dict[str, Builder] = {
     "actor's": _ours("uniform", BOTH),
     "compiled": _ours("uniform", "uniform", compiled=True),
     "compiled surgery": _ours(BOTH, BOTH, compiled=True),
+    "compiled sampled": _ours("uniform", "uniform", compiled=True, sampled=True),
     "sampling": _sampling,
     "eager": _eager("uniform"),
     "jax": _jax,
@@ -217,13 +224,17 @@ CONTESTANTS: dict[str, Builder] = {
     "torchjd autogram": _eager("autogram"),
     "vmap of grad": _eager("vmap"),
 }
-"""Builders of updates by name; `sampling` draws what one learns from, and is not part of them."""
+"""Builders of updates by name. What they learn from is given, but for those that are `sampled`;
+`sampling` alone draws it."""
 
 BF16: dict[str, Builder] = {
     "ours bf16": _ours("uniform", "uniform", dtype=torch.bfloat16),
     "surgery bf16": _ours(BOTH, BOTH, dtype=torch.bfloat16),
     "compiled bf16": _ours("uniform", "uniform", compiled=True, dtype=torch.bfloat16),
     "compiled surgery bf16": _ours(BOTH, BOTH, compiled=True, dtype=torch.bfloat16),
+    "compiled sampled bf16": _ours(
+        "uniform", "uniform", compiled=True, dtype=torch.bfloat16, sampled=True
+    ),
     "eager, autocast": _autocast,
 }
 """Those whose products are in bf16: for processors that multiply it."""
@@ -234,13 +245,15 @@ PRODUCTS: dict[str, Builder] = {
 }
 """The matrix products that floors are computed from."""
 
-WITHOUT_BALANCING = {
+BASES = {
     **dict.fromkeys(("pcgrad", "gradnorm", "surgery", "critics'", "actor's"), "ours"),
     "compiled surgery": "compiled",
     "surgery bf16": "ours bf16",
     "compiled surgery bf16": "compiled bf16",
+    "compiled sampled": "compiled",
+    "compiled sampled bf16": "compiled bf16",
     **dict.fromkeys(
         ("eager, K passes", "torchjd autojac", "torchjd autogram", "vmap of grad"), "eager"
     ),
 }
-"""What a balanced update is compared with: the same one, with uniform weights."""
+"""What some are compared with: the same update with uniform weights, or a batch that is given."""
