@@ -13,6 +13,8 @@ measured in the same turns), and peak memory.
     python benchmarks/learner.py --only ours pcgrad gradnorm surgery --nets norm --batches 32
     python benchmarks/learner.py --nets categorical --tasks 10 --batches 16 32 --only ours eager
     python benchmarks/learner.py --memory                   # MT50 with critics 1024 wide
+    python benchmarks/learner.py --device cuda --nets wide --batches 128 --only ours compiled \
+        "compiled surgery" "compiled sampled" "compiled surgery bf16" eager
 
 The others need `pip install -e '.[peers]'`; one that cannot run says so in the table.
 """
@@ -25,7 +27,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -40,6 +42,7 @@ from rich.table import Table
 
 from mtrl.device import has_bf16, keep_freed_memory, set_threads
 from mtrl.files import write_json_atomic
+from mtrl.graph import WARM_UP
 from mtrl.provenance import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,6 +72,8 @@ class Options:
     """Per table."""
     threads: int = 1
     """For each contestant."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where updates are taken. On a GPU a contestant's memory is what it allocated there."""
     clock: Literal["wall", "cpu"] = "wall"
     """What a clock on the wall shows, or the processor time spent, for machines that are busy with
     other things; with one thread on an idle machine both are the same."""
@@ -87,12 +92,13 @@ def _serve(name: str, shape: Shape, options: Options, pipe: Connection) -> None:
         set_threads(options.threads)
         if options.keep_freed:
             keep_freed_memory()
-        before = _peak_memory()
-        update = BUILDERS[name](shape)
+        before = _peak_memory(shape.device)
+        update = _waiting(BUILDERS[name](shape), shape.device)
         start = time.perf_counter()
         update()
         if time.perf_counter() - start < PATIENCE:  # else its warm-up weighs little
-            update()
+            for _ in range(WARM_UP + 1):  # the last of which a GPU captures
+                update()
         pipe.send(None)
     except Exception as error:  # a peer that cannot run is named, whatever is wrong with it
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
@@ -106,12 +112,26 @@ def _serve(name: str, shape: Shape, options: Options, pipe: Connection) -> None:
             update()
             times.append(now() - start)
         faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        usage = {"memory": _peak_memory() - before, "page_faults": faults // len(times)}
+        usage = {"memory": _peak_memory(shape.device) - before, "page_faults": faults // len(times)}
         pipe.send((statistics.median(times), usage))
 
 
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _waiting(update: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """Return an update that is over when it returns; a GPU is only told what to do."""
+    if device == "cpu":
+        return update
+
+    def whole() -> None:
+        update()
+        torch.cuda.synchronize()
+
+    return whole
+
+
+def _peak_memory(device: str) -> int:
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated()
 
 
 @contextmanager
@@ -208,15 +228,17 @@ def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> Non
 def main(options: Options) -> None:
     """Measure, print and keep."""
     shapes = [
-        Shape(K, B, *NETS[net])
+        Shape(K, B, *NETS[net], device=options.device)
         for net in options.nets
         for K in options.tasks
         for B in options.batches
     ]
     if options.memory:
-        shapes = [Shape(50, 128, 400, 3, False, critic_width=1024)]
+        shapes = [Shape(50, 128, 400, 3, False, critic_width=1024, device=options.device)]
         only = ("ours", "surgery", *(("surgery bf16",) if has_bf16(torch.device("cpu")) else ()))
         options = replace(options, only=only)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("`--device cuda`: torch sees no GPU; use `--device cpu`.")
     console = Console(width=100)
     tables = []
     for shape in shapes:

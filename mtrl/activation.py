@@ -139,6 +139,7 @@ class Activation:
     def _backward_torch(
         self, gradient: Tensor, kept: Kept, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
+        given = gradient.dtype
         if self.relu:
             result, *kept_of_norm = kept
             gradient = torch.ops.aten.threshold_backward(gradient, result.to(gradient.dtype), 0)
@@ -152,7 +153,8 @@ class Activation:
                 gradient, added, size, mean, inverse, None, None, [True, False, False]
             )
         errors = gradient.to(dtype)
-        if dispatch.has_operators(errors) and errors.numel() >= LARGE:
+        is_exact = dtype == gradient.dtype or (not self.norm and dtype == given)
+        if is_exact and dispatch.has_operators(errors) and errors.numel() >= LARGE:
             return errors, _sum_up(errors)
         return errors, gradient.sum(dim=2)
 

@@ -88,7 +88,7 @@ class TaskBlocks:
         return self._unflatten(weights @ self.kept[..., : self._length].to(self._wide))
 
     def gramian_of_rows(self) -> Float[Tensor, "K K"]:
-        """Multiply J out, keep it, and return its Gramian."""
+        """Multiply J out, keep it if it is not too large, and return its Gramian."""
         if dispatch.has_operators(self.errors):
             (rows,), gramian = rows_and_gramian([self.inputs], [self.errors], [], [])
             self.keep(rows)

@@ -25,6 +25,9 @@ from .cache import cache_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LINE = 64
+"""Bytes that come from memory at once."""
+
 
 class Compiler:
     """Compiles Python functions to machine code that runs without the GIL, kept between processes.
@@ -61,7 +64,7 @@ class Compiler:
     def path(self) -> Path | None:
         """A folder of this version of the sources, or None where none can be written."""
         digest = hashlib.sha256()
-        for source in self._sources:
+        for source in (Path(__file__), *self._sources):
             for file in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
                 digest.update(file.read_bytes())
         return cache_folder(self._kind, numba.__version__, digest.hexdigest())
@@ -108,7 +111,8 @@ def _prefetch(typing_context: Any, array: Any, first: Any, second: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, *places = arguments
-        struct = context.make_array(signature.args[0])(context, builder, array)
+        array_type = signature.args[0]
+        struct = context.make_array(array_type)(context, builder, array)
         address = builder.ptrtoint(struct.data, ir.IntType(64))
         strides = cgutils.unpack_tuple(builder, struct.strides)
         for place, stride in zip(places, strides[:2], strict=True):
@@ -116,13 +120,13 @@ def _prefetch(typing_context: Any, array: Any, first: Any, second: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), *[ir.IntType(32)] * 3])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         options = [ir.Constant(ir.IntType(32), number) for number in (0, 3, 1)]
-        if signature.args[0].ndim == 3:
+        length = ir.Constant(address.type, array_type.dtype.bitwidth // 8)
+        if array_type.ndim == 3:
             length = builder.mul(cgutils.unpack_tuple(builder, struct.shape)[2], strides[2])
-        else:
-            length = ir.Constant(ir.IntType(64), 1)
-        zero, line = ir.Constant(length.type, 0), ir.Constant(length.type, 64)
-        with cgutils.for_range_slice(builder, zero, length, line) as (offset, _):
-            pointer = builder.inttoptr(builder.add(address, offset), ir.IntType(8).as_pointer())
+        line = ir.Constant(address.type, LINE)
+        start = builder.and_(address, ir.Constant(address.type, -LINE))
+        with cgutils.for_range_slice(builder, start, builder.add(address, length), line) as (at, _):
+            pointer = builder.inttoptr(at, ir.IntType(8).as_pointer())
             builder.call(function, [pointer, *options])
         return context.get_dummy_value()
 

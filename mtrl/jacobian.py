@@ -43,7 +43,7 @@ GAP = 3072 + 64
 """Bytes between rows of J, beyond a multiple of that."""
 
 LARGE = 8_000_000
-"""Bytes of a J that, kept, goes to memory and back."""
+"""Bytes of a J that, if it is kept, goes to memory and back."""
 
 FORGOTTEN = 16
 """Up to so many rows a task multiplying once more for the weighted sum takes less time than a large
@@ -54,8 +54,8 @@ MAPPED_ANEW = 32 << 20
 each time it is allocated (`mtrl.device.keep_freed_memory`)."""
 
 FEW = 64
-"""Up to so many rows a task a kernel multiplies J out faster than the library, which is slow at
-products that sum over little; beyond, the library can use several threads."""
+"""Up to so many rows a task, shared by threads, a kernel multiplies J out faster than the library,
+which is slow at products that sum over little, but can use several."""
 
 _kernel = Compiler(
     "jacobian", Path(__file__), Path(bf16.__file__), Path(tiles.__file__)
@@ -87,7 +87,8 @@ def _size(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) ->
 
 def _goes_in_tiles(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> bool:
     B, D = errors.shape[-2:]
-    return tiles.AVAILABLE and D > 1 and B <= FEW and inputs.dtype == type_of_rows(errors)
+    is_small = B * torch.get_num_threads() <= FEW
+    return is_small and tiles.AVAILABLE and D > 1 and inputs.dtype == type_of_rows(errors)
 
 
 def _room_for_rows(inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> Tensor:
@@ -149,10 +150,11 @@ def rows_and_gramian(
     for factors, spaced in zip(zip(inputs, errors, strict=True), rows, strict=True):
         _multiply_out(*factors, spaced, gramian)
     for each, has_own_row in zip(sums, own, strict=True):
-        squares = gramian.diagonal().clone()
-        _add_inner_products(each.contiguous(), each.shape[-1], gramian)
+        of_sums = torch.zeros_like(gramian) if has_own_row else gramian
+        _add_inner_products(each.contiguous(), each.shape[-1], of_sums)
         if has_own_row:
-            gramian.diagonal().mul_(2).sub_(squares)
+            gramian += of_sums
+            gramian.diagonal().add_(of_sums.diagonal())
     return rows, result.copy_(gramian.triu() + gramian.triu(1).mT)
 
 
@@ -186,7 +188,7 @@ def _multiply_out(
     matrices = rows[..., : I * D].unflatten(-1, (I, D)).flatten(0, 1)
     a, d = inputs.flatten(0, 1), errors.flatten(0, 1)
     if D == 1:
-        _sum_up(numbers(a.contiguous()), d.contiguous().numpy(), rows.flatten(0, 1).numpy())
+        _sum_columns(numbers(a.contiguous()), d.contiguous().numpy(), rows.flatten(0, 1).numpy())
     elif D <= THIN or inputs.dtype != rows.dtype:
         matrices.copy_(multiply(a.mT, d))
     else:
@@ -201,7 +203,7 @@ def sums_of_columns(
     E, K, _, I = inputs.shape  # noqa: E741
     rows = errors.new_empty(E, K, I)
     given = numbers(inputs.flatten(0, 1)), errors.flatten(0, 1).numpy()
-    _sum_up(*given, rows.flatten(0, 1).numpy())
+    _sum_columns(*given, rows.flatten(0, 1).numpy())
     return rows
 
 
@@ -269,7 +271,7 @@ def weighted_sums(
     results = _room_for_weighted_sums(weights, rows, sums, inputs, own)
     layers = zip(rows, sums, inputs, results[::2], results[1::2], strict=True)
     for spaced, each, count, of_weight, of_bias in layers:
-        _add_up(
+        _weigh(
             weights.numpy(),
             numbers(spaced),
             count * each.shape[-1],
@@ -281,17 +283,18 @@ def weighted_sums(
 
 
 @_kernel
-def _sum_up(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) -> None:
+def _sum_columns(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) -> None:
     """Write the inputs of each task, summed with its errors' one column, to the start of a row."""
     use_widest_vectors()
     tasks, _, I = inputs.shape  # noqa: E741
     for t in range(tasks):
-        _add_up_rows(errors[t, :, 0], inputs[t], rows[t, :I])
+        _weigh_rows(errors[t, :, 0], inputs[t], rows[t, :I])
 
 
 @_kernel
 def _join(given: NDArray[Any], together: int, result: NDArray[Any]) -> None:
     """Write rows as factors of tiles: numbers multiplied together joined, zeros behind each row."""
+    use_widest_vectors()
     B, I = given.shape  # noqa: E741
     zero = np.zeros(1, given.dtype)[0]
     for p in range(len(result)):
@@ -390,6 +393,7 @@ def _add_some_inner_products(
     Where there are not so many rows left, the last stands in for those that are missing, and what
     it yields is left out.
     """
+    use_widest_vectors()
     K = len(rows)
     together = VECTOR // rows.itemsize
     even = (stop - start) // together * together
@@ -414,7 +418,7 @@ def _add_some_inner_products(
 
 
 @_kernel
-def _add_up(
+def _weigh(
     weights: NDArray[Any],
     rows: NDArray[Any],
     length: int,
@@ -427,8 +431,8 @@ def _add_up(
     E, K, D = sums.shape
     has_own_row = of_weight.shape[1] > length
     for e in range(E):
-        _add_up_rows(weights, rows[e], of_weight[e, :length])
-        _add_up_rows(weights, sums[e], of_bias[e])
+        _weigh_rows(weights, rows[e], of_weight[e, :length])
+        _weigh_rows(weights, sums[e], of_bias[e])
         for k in range(K * has_own_row):
             out, weight = of_weight[e, length + k * D : length + (k + 1) * D], weights[k]
             for d in range(D):
@@ -436,20 +440,22 @@ def _add_up(
 
 
 @_kernel
-def _add_up_rows(weights: NDArray[Any], rows: NDArray[Any], result: NDArray[Any]) -> None:
+def _weigh_rows(weights: NDArray[Any], rows: NDArray[Any], result: NDArray[Any]) -> None:
     """Write the weighted sum of the starts of rows, four rows at a time."""
+    use_widest_vectors()
     K, length = len(rows), len(result)
     for first in range(0, length, COLUMNS):
         part = slice(first, min(length, first + COLUMNS))
         out = result[part]
         for p in range(len(out)):
             out[p] = 0
-        for k in range(0, K, 4):
-            # The last row stands in for those that are missing, and counts as nothing.
-            b, c, d = min(k + 1, K - 1), min(k + 2, K - 1), min(k + 3, K - 1)
-            of_w, of_x = weights[k], weights[b] * (k + 1 < K)
-            of_y, of_z = weights[c] * (k + 2 < K), weights[d] * (k + 3 < K)
-            w, x, y, z = rows[k, part], rows[b, part], rows[c, part], rows[d, part]
+        for k in range(0, K // 4 * 4, 4):
+            of_w, of_x, of_y, of_z = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+            w, x, y, z = rows[k, part], rows[k + 1, part], rows[k + 2, part], rows[k + 3, part]
             for p in range(len(out)):
                 of_two = of_w * read(w[p]) + of_x * read(x[p])
                 out[p] += of_two + of_y * read(y[p]) + of_z * read(z[p])
+        for k in range(K // 4 * 4, K):
+            weight, row = weights[k], rows[k, part]
+            for p in range(len(out)):
+                out[p] += weight * read(row[p])

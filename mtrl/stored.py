@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import compiler, dispatch
+from . import dispatch
 from .compiler import Compiler, prefetch
 from .types import Batch
 
 RECORD = 12
 """Bytes: a reward, where a step led and two marks, filled up to a multiple of four."""
 
-_kernel = Compiler("replay", Path(__file__), Path(compiler.__file__)).kernel
+_kernel = Compiler("replay", Path(__file__)).kernel
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Stored:
             discounts: Of the first step's reward, the second's, ...: as many as steps are taken.
 
         Returns:
-            A copy. The same bits on a CPU, where one kernel reads a row after the other, and
-            elsewhere, where each step is some operations on all rows.
+            A copy, whose parts may be views of one array. The same bits on a CPU, where it is one
+            kernel, and elsewhere, where each step is some operations.
         """
         if not dispatch.has_operators(places):
             return self._read_step_by_step(places, discounts)
@@ -192,7 +192,7 @@ def _read(
             slots[k, b] = starts[places[k, b], k] % len(starts)
             goes_on[k, b] = True
             earned[k, b] = steps[k, b] = 0
-            prefetch(rewards, slots[k, b], k)
+            prefetch(records, slots[k, b], k)
             prefetch(actions, slots[k, b], k)
             prefetch(observations, slots[k, b], k)
     for step in range(len(discounts)):
@@ -213,7 +213,7 @@ def _read(
                 slots[k, b] = next_slots[slot, k]
                 goes_on[k, b] = not terminated[slot, k]
                 if step + 1 < len(discounts):
-                    prefetch(rewards, slots[k, b], k)
+                    prefetch(records, slots[k, b], k)
     for k in range(K):
         for b in range(B):
             prefetch(observations, slots[k, b], k)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numba
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, codegen
 from numba.extending import intrinsic
 
 AVAILABLE = not numba.config.DISABLE_JIT
@@ -26,23 +26,26 @@ AVAILABLE = not numba.config.DISABLE_JIT
 @functools.cache
 def _has(feature: str) -> bool:
     """Tell whether kernels are compiled for a processor that has it."""
-    if numba.config.CPU_FEATURES is not None:
-        return f"+{feature}" in numba.config.CPU_FEATURES.split(",")
-    return bool(binding.get_host_cpu_features().get(feature))
-
-
-def takes_bf16() -> bool:
-    """Tell whether a kernel's tiles may be of bf16."""
-    return AVAILABLE and _has("avx512bf16")
+    features = numba.config.CPU_FEATURES
+    if features is None:
+        features = codegen.get_host_cpu_features()
+    return f"+{feature}" in features.split(",")
 
 
 VECTOR = 64 if _has("avx512f") else 32 if _has("avx") else 16
 """Bytes in a register."""
 
+
+def takes_bf16() -> bool:
+    """Tell whether a kernel's tiles may be of bf16."""
+    return AVAILABLE and VECTOR == 64 and _has("avx512bf16")
+
+
 _MANY = _has("avx512f") or platform.machine() in ("aarch64", "arm64")  # 32 registers, not 16
 
 ROWS, VECTORS = (8, 2) if _MANY else (6, 2)
-"""Of a product's tile: sums for so many rows and so many registers full of columns."""
+"""Of a product's tile: sums for so many rows and so many registers full of columns, two because two
+of float32 become one of bf16."""
 
 LEFT, RIGHT = (5, 5) if _MANY else (3, 4)
 """Of a tile of inner products: those of so many rows with so many others."""
@@ -91,7 +94,7 @@ def _store(builder: Any, value: Any, address: Any, alignment: int) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = alignment
 
 
-def _add_up(
+def _loop(
     builder: Any, stop: Any, step: int, sums: Iterable[Any], add: Callable[[Any, list[Any]], None]
 ) -> list[Any]:
     """Generate a loop from 0 to `stop` in which `add` replaces sums; return what they end as."""
@@ -135,7 +138,7 @@ def _generate_product(context: Any, builder: Any, signature: Any, arguments: Any
                     builder, left, right, totals[VECTORS * r + n]
                 )
 
-    totals = _add_up(builder, count, 1, [ir.Constant(sums, None)] * ROWS * VECTORS, add)
+    totals = _loop(builder, count, 1, [ir.Constant(sums, None)] * ROWS * VECTORS, add)
     for r in range(ROWS):
         address = builder.add(out, builder.mul(out_distance, ir.Constant(_INTEGER, r)))
         row = totals[VECTORS * r : VECTORS * (r + 1)]
@@ -216,7 +219,7 @@ def _generate_inner(
                     totals[number] = _multiply_add(builder, left, of_right, totals[number])
 
     zeros = [ir.Constant(sums, None)] * len(pairs)
-    totals = _add_up(builder, length, factors.count, zeros, add)
+    totals = _loop(builder, length, factors.count, zeros, add)
     kind = ir.FunctionType(sums.element, [sums.element, sums])
     name = f"llvm.vector.reduce.fadd.v{sums.count}f{32 if sums.element == _FLOAT else 64}"
     reduce = cgutils.get_or_insert_function(builder.module, kind, name)

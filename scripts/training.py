@@ -25,6 +25,7 @@ from mtrl.device import (
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
 from mtrl.guard import NonFiniteError
+from mtrl.jacobian import FEW
 from mtrl.logging import LoggerGroup
 from mtrl.memory import require_memory
 from mtrl.progress import ProgressDisplay, setup_console
@@ -258,10 +259,11 @@ def memory_needs(config: Config) -> dict[str, int]:
 
 
 def _gradients(config: Config, K: int, width: int, weighting: str) -> int:
-    """Count the gradients that are held at once: one, or one for each task."""
+    """Count the gradients that are held at once: one, or one for each task, in bf16 perhaps."""
     needs_gramian = weighting != "uniform" or config.agent.watch_conflicts
     cheaper = multiplying_out_is_cheaper(K, config.batch_size, width, width)
-    return K if needs_gramian and cheaper else 1
+    is_kept = config.batch_size > FEW  # else only what is small
+    return max(1, K // 2) if needs_gramian and cheaper and is_kept else 1
 
 
 def _most_unusual(config: Config, *names: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from agents import SAC, SACConfig
-from mtrl.compiled import Compiled
+from mtrl.graph import Updates
 from mtrl.replay import Replay
 from mtrl.types import Batch
 
@@ -19,7 +19,7 @@ OBSERVATION, ACTION = 39, 4
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of an update: those of networks and of the batch."""
+    """Sizes of an update, those of networks and of the batch, and where it is taken."""
 
     K: int
     B: int
@@ -28,13 +28,15 @@ class Shape:
     layer_norm: bool
     categorical: bool = False
     critic_width: int | None = None
+    device: str = "cpu"
 
     def __str__(self) -> str:
         """Say it in a line."""
         critics = f", critics {self.critic_width}" if self.critic_width else ""
         norm = " with layer norm" if self.layer_norm else ""
         bins = ", categorical critics" if self.categorical else ""
-        return f"K={self.K}, B={self.B}, {self.depth} x {self.width}{norm}{bins}{critics}"
+        place = "" if self.device == "cpu" else f", {self.device}"
+        return f"K={self.K}, B={self.B}, {self.depth} x {self.width}{norm}{bins}{critics}{place}"
 
     def config(self, critics: Any = "uniform", actor: Any = "uniform") -> SACConfig:
         """Return an agent's configuration; conflicts are measured only where they must be."""
@@ -55,15 +57,16 @@ class Shape:
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(self.K, self.B, *shape, generator=generator)
+            return torch.randn(self.K, self.B, *shape, generator=generator).to(self.device)
 
+        zeros = torch.zeros(self.K, self.B, device=self.device)
         return Batch(
             observations=normal(OBSERVATION),
             actions=normal(ACTION).tanh(),
             rewards=normal(),
             next_observations=normal(OBSERVATION),
-            terminated=torch.zeros(self.K, self.B),
-            steps=torch.ones(self.K, self.B),
+            terminated=zeros,
+            steps=zeros + 1,
         )
 
     @property
@@ -113,15 +116,22 @@ def _ours(
             observation_size=OBSERVATION,
             action_size=ACTION,
             seed=0,
+            device=shape.device,
             dtype=dtype,
         )
         batch = shape.batch()
-        sample = _sampling(shape) if sampled else lambda: batch
+        replay = _filled_replay(shape) if sampled else None
+        generators = [*agent.generators, *([replay.generator] if replay else [])]
 
         def update() -> dict[str, torch.Tensor]:
-            return agent.update(sample())
+            return agent.update(replay.sample(shape.B) if replay else batch)
 
-        return Compiled(update) if compiled else update
+        if not compiled:
+            return update
+        updates = Updates(
+            update, at_once=1, generators=generators, device=shape.device, compiled=True
+        )
+        return lambda: updates(1)
 
     return build
 
@@ -139,7 +149,7 @@ def _eager(name: str) -> Builder:
             kind = kinds.get(name, EagerSAC)
             backwards = {"passes": surgery.k_backward_passes, "autojac": surgery.autojac}
             backward = backwards.get(name)
-        agent = kind(shape.config(), shape.K, OBSERVATION, ACTION)
+        agent = kind(shape.config(), shape.K, OBSERVATION, ACTION, shape.device)
         if backward:
             agent.backward = backward
         batch = shape.batch()
@@ -152,7 +162,7 @@ def _autocast(shape: Shape) -> Callable[[], Any]:
     update = _eager("uniform")(shape)
 
     def rounded() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(shape.device, torch.bfloat16):
             update()
 
     return rounded
@@ -165,23 +175,34 @@ def _jax(shape: Shape) -> Callable[[], Any]:
     os.environ["NPROC"] = str(torch.get_num_threads())
     from .jax_sac import JaxSAC
 
-    if shape.categorical:
-        raise NotImplementedError("written for scalar critics only")
+    if shape.categorical or shape.device != "cpu":
+        raise NotImplementedError("written for scalar critics on a CPU only")
     agent, batch = JaxSAC(shape.config(), shape.K, OBSERVATION, ACTION), shape.batch()
     return lambda: agent.update(batch)
 
 
 def _sampling(shape: Shape) -> Callable[[], Any]:
+    replay = _filled_replay(shape)
+    return lambda: replay.sample(shape.B)
+
+
+def _filled_replay(shape: Shape) -> Replay:
     generator = torch.Generator().manual_seed(0)
     replay = Replay(
-        shape.K, 50_000, OBSERVATION, ACTION, generator=generator, steps=8, discount=0.99
+        shape.K,
+        50_000,
+        OBSERVATION,
+        ACTION,
+        generator=torch.Generator(shape.device).manual_seed(0),
+        steps=8,
+        discount=0.99,
     )
     N, steps = 100, 490
     observations = torch.randn(steps + 1, shape.K, N, OBSERVATION, generator=generator)
     ends = np.zeros((shape.K, N), np.bool_)
     for step in range(steps):
         ends[:] = step == steps - 1
-        transitions = replace(shape, B=N).batch()
+        transitions = replace(shape, B=N, device="cpu").batch()
         replay.add(
             replace(
                 transitions,
@@ -190,15 +211,15 @@ def _sampling(shape: Shape) -> Callable[[], Any]:
             ),
             ends,
         )
-    return lambda: replay.sample(shape.B)
+    return replay
 
 
 def _product(dtype: torch.dtype) -> Builder:
     def build(shape: Shape) -> Callable[[], Any]:
         width = shape.critic_width or shape.width
         left, right = torch.randn(shape.K * shape.B, width), torch.randn(width, width)
-        left, right = left.to(dtype), right.to(dtype)
-        result = torch.empty(shape.K * shape.B, width, dtype=dtype)
+        left, right = left.to(shape.device, dtype), right.to(shape.device, dtype)
+        result = torch.empty_like(left)
         return lambda: torch.mm(left, right, out=result)
 
     return build
@@ -225,7 +246,7 @@ CONTESTANTS: dict[str, Builder] = {
     "vmap of grad": _eager("vmap"),
 }
 """Builders of updates by name. What they learn from is given, but for those that are `sampled`;
-`sampling` alone draws it."""
+`sampling` alone draws it. On a GPU those that are `compiled` are CUDA graphs."""
 
 BF16: dict[str, Builder] = {
     "ours bf16": _ours("uniform", "uniform", dtype=torch.bfloat16),

@@ -30,23 +30,32 @@ class EagerSAC:
     backward: Backward = staticmethod(backward_of_mean)
 
     def __init__(
-        self, config: SACConfig, num_tasks: int, observation_size: int, action_size: int
+        self,
+        config: SACConfig,
+        num_tasks: int,
+        observation_size: int,
+        action_size: int,
+        device: str = "cpu",
     ) -> None:
         self.config = config
         hidden = (config.actor_width, config.actor_depth, config.layer_norm)
-        self.actor = _mlp(observation_size + num_tasks, *hidden, 2 * action_size)
+        self.actor = _mlp(observation_size + num_tasks, *hidden, 2 * action_size).to(device)
         hidden = (config.critic_width, config.critic_depth, config.layer_norm)
         inputs = observation_size + action_size + num_tasks
-        self.edges = torch.linspace(config.value_low, config.value_high, config.value_bins + 1)
+        self.edges = torch.linspace(
+            config.value_low, config.value_high, config.value_bins + 1, device=device
+        )
         outputs = 1 if config.critic_values == "scalar" else config.value_bins
         self.critics = nn.ModuleList(_mlp(inputs, *hidden, outputs) for _ in range(2))
         self.targets = nn.ModuleList(_mlp(inputs, *hidden, outputs) for _ in range(2))
+        self.critics.to(device)
+        self.targets.to(device)
         self.targets.load_state_dict(self.critics.state_dict())
-        self.log_temperatures = nn.Parameter(torch.zeros(num_tasks))
+        self.log_temperatures = nn.Parameter(torch.zeros(num_tasks, device=device))
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), lr=3e-4)
         self.critic_adam = torch.optim.Adam(self.critics.parameters(), lr=1e-3)
         self.temperature_adam = torch.optim.Adam([self.log_temperatures], lr=3e-4)
-        self.one_hot = torch.eye(num_tasks)
+        self.one_hot = torch.eye(num_tasks, device=device)
 
     def update(self, batch: Batch) -> None:
         """Take one step with everything."""

@@ -76,7 +76,7 @@ class VmapSAC(EagerSAC):
         """Move the critics."""
 
         def loss(parameters: dict[str, Tensor], inputs: Tensor, target: Tensor) -> Tensor:
-            total = torch.zeros(())
+            total = inputs.new_zeros(())
             for e, critic in enumerate(self.critics):
                 value = functional_call(critic, _of(parameters, f"{e}."), inputs).squeeze(-1)
                 total = total + (value - target).square().mean()

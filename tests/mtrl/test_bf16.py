@@ -88,6 +88,26 @@ rows = (products.double().mT @ products.double()).flatten(2)
 torch.testing.assert_close(
     blocks.gramian().double(), (rows @ rows.mT).sum(dim=0), rtol=0.01, atol=0.01
 )
+from mtrl.jacobian import rows_and_gramian, weighted_sums
+for D in (1, 3):
+    inputs, errors, sums = torch.randn(1, 2, 4, 5), torch.randn(1, 2, 4, D), torch.randn(1, 2, D)
+    J = torch.cat([(inputs.mT @ errors).flatten(2), sums], dim=2)
+    kept, gramian = rows_and_gramian([inputs], [errors], [sums], [False])
+    torch.testing.assert_close(gramian, (J @ J.mT).sum(dim=0))
+    sum_of_weight, sum_of_bias = weighted_sums(torch.ones(2), kept, [sums], [5], [False])
+    total = torch.cat([sum_of_weight.flatten(1), sum_of_bias.flatten(1)], dim=1)
+    torch.testing.assert_close(total, J.sum(dim=1))
+from mtrl.replay import Replay
+from mtrl.types import Batch
+replay = Replay(1, 20, 3, 2, generator=torch.Generator(), steps=2, discount=0.5)
+for _ in range(3):
+    ones = torch.ones(1, 2)
+    seen = torch.ones(1, 2, 3)
+    transitions = Batch(seen, torch.ones(1, 2, 2), ones, seen, ones * 0, ones)
+    replay.add(transitions, torch.zeros(1, 2).bool().numpy())
+batch = replay.sample(50)
+assert torch.equal(batch.rewards, torch.where(batch.steps == 2, 1.5, 1.0))
+assert (batch.observations == 1).all() and (batch.next_observations == 1).all()
 """
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
