@@ -63,8 +63,13 @@ def operator(schema: str, result: Callable[..., Any] | None = None) -> Callable[
         name = function.__name__.strip("_")
 
         def called(*args: Any) -> Any:
-            with _going(_Way.CPU):
+            # As `_going`, which beside what is compiled takes as long as some kernels.
+            global _way
+            before, _way = _way, _Way.CPU
+            try:
                 return function(*args)
+            finally:
+                _way = before
 
         _library.define(f"{name}{schema}")
         _library.impl(name, called, "CPU")
