@@ -259,11 +259,12 @@ def memory_needs(config: Config) -> dict[str, int]:
 
 
 def _gradients(config: Config, K: int, width: int, weighting: str) -> int:
-    """Count the gradients that are held at once: one, or one for each task, in bf16 perhaps."""
+    """Count the gradients of four bytes a number that are held at once, at the least."""
     needs_gramian = weighting != "uniform" or config.agent.watch_conflicts
     cheaper = multiplying_out_is_cheaper(K, config.batch_size, width, width)
-    is_kept = config.batch_size > FEW  # else only what is small
-    return max(1, K // 2) if needs_gramian and cheaper and is_kept else 1
+    if not (needs_gramian and cheaper and config.batch_size > FEW):
+        return 1  # or one for each task, of layers where that is small
+    return K if config.precision in ("fp32", "tf32") else max(1, K // 2)
 
 
 def _most_unusual(config: Config, *names: str) -> str:

@@ -247,28 +247,26 @@ def test_memory_is_asked_for_in_the_name_of_an_option_that_takes_it(values, name
     assert any("value-bins" in option for option in needs) == (values == "categorical")
 
 
+UNIFORM = {"critic_weighting": "uniform", "actor_weighting": "uniform"}
+
+
 @pytest.mark.parametrize(
-    ("options", "batch_size", "gradients"),
+    ("options", "batch_size", "precision", "gradients"),
     [
-        ({}, 128, 10),
-        ({}, 1, 1),  # so few rows are never multiplied out
-        ({"critic_weighting": "uniform", "actor_weighting": "uniform"}, 128, 10),  # watched
-        (
-            {
-                "critic_weighting": "uniform",
-                "actor_weighting": "uniform",
-                "watch_conflicts": False,
-            },
-            128,
-            1,
-        ),
+        ({}, 128, "fp32", 10),
+        ({}, 128, "auto", 5),  # perhaps in bf16
+        ({}, 33, "fp32", 1),  # in pieces, where they are large
+        ({}, 1, "fp32", 1),  # so few rows are never multiplied out
+        (UNIFORM, 128, "tf32", 10),  # watched
+        ({**UNIFORM, "watch_conflicts": False}, 128, "fp32", 1),
     ],
 )
 def test_memory_holds_a_gradient_a_task_only_where_one_is_multiplied_out(
-    options, batch_size, gradients
+    options, batch_size, precision, gradients
 ):
     agent = SACConfig(critic_width=1000, **options)
-    needs = training.memory_needs(Config(agent=agent, batch_size=batch_size))
+    config = Config(agent=agent, batch_size=batch_size, precision=precision)
+    needs = training.memory_needs(config)
     both = 2 * 4 * 1000 * (1000 + 39 + 4 + 1)
     least = gradients * both
-    assert 0.95 * least < needs["--critic-width 1000"] < 1.05 * least + both / 2
+    assert 0.95 * least < needs["--critic-width 1000"] < 1.05 * least + both
