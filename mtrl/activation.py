@@ -22,6 +22,7 @@ from torch import Tensor
 from . import bf16, dispatch
 from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
+from .task_rows import sums_of_columns
 
 LARGE = 500_000
 """Numbers of errors from which on their sums are worth a call of their own."""
@@ -167,9 +168,8 @@ def _room_for_sums(errors: Float[Tensor, "E K B D"]) -> Float[Tensor, "E K D"]:
 @dispatch.operator("(Tensor errors) -> Tensor", _room_for_sums)
 def _sum_up(errors: Float[Tensor, "E K B D"]) -> Float[Tensor, "E K D"]:
     """Return the sums over each task's rows, row by row as they lie: a compiler goes by columns."""
-    sums = _room_for_sums(errors)
-    _add_rows(numbers(errors.contiguous()), sums.numpy())
-    return sums
+    ones = errors.new_ones(*errors.shape[:3], 1, dtype=wide_type(errors.dtype))
+    return sums_of_columns(errors.contiguous(), ones)
 
 
 def _uses_kernels(tensor: Tensor) -> bool:
@@ -278,28 +278,3 @@ def _backward(
                         value = read(given[d])
                         out[d] = rounded(value, out)
                         added[d] += value
-
-
-@_kernel
-def _add_rows(errors: NDArray[Any], sums: NDArray[Any]) -> None:
-    """Write the sums over each task's rows, of four rows at a time."""
-    use_widest_vectors()
-    E, K, B, D = errors.shape
-    for e in range(E):
-        for k in range(K):
-            added = sums[e, k]
-            for d in range(D):
-                added[d] = 0
-            for b in range(0, B // 4 * 4, 4):
-                w, x, y, z = (
-                    errors[e, k, b],
-                    errors[e, k, b + 1],
-                    errors[e, k, b + 2],
-                    errors[e, k, b + 3],
-                )
-                for d in range(D):
-                    added[d] += (read(w[d]) + read(x[d])) + (read(y[d]) + read(z[d]))
-            for b in range(B // 4 * 4, B):
-                row = errors[e, k, b]
-                for d in range(D):
-                    added[d] += read(row[d])

@@ -13,8 +13,8 @@ from torch import Tensor
 from . import bf16, dispatch
 from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
-from .jacobian import is_large, rows_and_gramian, sums_of_columns
 from .products import multiply
+from .task_rows import is_large, rows_and_gramian, sums_of_columns
 
 ELEMENT_COST = 30
 """Writing and reading one number of J takes as long as this many multiplications and additions
@@ -97,7 +97,7 @@ class TaskBlocks:
         return torch.bmm(rows, rows.mT).sum(dim=0)
 
     def keep(self, rows: Float[Tensor, "E K _"]) -> None:
-        """Remember J, as `mtrl.jacobian.rows_and_gramian` returned it."""
+        """Remember J, as `mtrl.task_rows.rows_and_gramian` returned it."""
         self.kept = rows if rows.shape[-1] > 0 else None
 
     def _scaled(self, weights: Tensor) -> Tensor:

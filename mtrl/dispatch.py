@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -63,13 +63,8 @@ def operator(schema: str, result: Callable[..., Any] | None = None) -> Callable[
         name = function.__name__.strip("_")
 
         def called(*args: Any) -> Any:
-            # As `_going`, which beside what is compiled takes as long as some kernels.
-            global _way
-            before, _way = _way, _Way.CPU
-            try:
+            with _going(_Way.CPU):
                 return function(*args)
-            finally:
-                _way = before
 
         _library.define(f"{name}{schema}")
         _library.impl(name, called, "CPU")
@@ -87,11 +82,16 @@ def operator(schema: str, result: Callable[..., Any] | None = None) -> Callable[
     return decorate
 
 
-@contextlib.contextmanager
-def _going(way: _Way) -> Iterator[None]:
-    global _way
-    before, _way = _way, way
-    try:
-        yield
-    finally:
-        _way = before
+class _going(contextlib.AbstractContextManager[None]):  # noqa: N801 - called like a function
+    """Go a way. As a generator it would take as long, beside what is compiled, as some kernels."""
+
+    def __init__(self, way: _Way) -> None:
+        self._way = way
+
+    def __enter__(self) -> None:
+        global _way
+        self._before, _way = _way, self._way
+
+    def __exit__(self, *_: object) -> None:
+        global _way
+        _way = self._before

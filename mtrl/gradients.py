@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import dispatch
 from .blocks import TaskBlocks
-from .jacobian import rows_and_gramian, weighted_sums
+from .task_rows import rows_and_gramian, weighted_sums
 
 Jacobian = list["LayerJacobian"]
 """The gradients of K tasks with respect to all layers of a tape: the (K, P) Jacobian in parts."""

@@ -25,7 +25,6 @@ from mtrl.device import (
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.files import write_json_atomic
 from mtrl.guard import NonFiniteError
-from mtrl.jacobian import FEW
 from mtrl.logging import LoggerGroup
 from mtrl.memory import require_memory
 from mtrl.progress import ProgressDisplay, setup_console
@@ -34,6 +33,7 @@ from mtrl.replay import Replay
 from mtrl.run_directory import RunDirectory, read_config
 from mtrl.seeding import make_generator
 from mtrl.signals import StopRequest
+from mtrl.task_rows import FEW
 from mtrl.train import Progress, Schedule, Trainer
 from mtrl.types import Agent, Environments
 from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode

@@ -88,7 +88,7 @@ rows = (products.double().mT @ products.double()).flatten(2)
 torch.testing.assert_close(
     blocks.gramian().double(), (rows @ rows.mT).sum(dim=0), rtol=0.01, atol=0.01
 )
-from mtrl.jacobian import rows_and_gramian, weighted_sums
+from mtrl.task_rows import rows_and_gramian, weighted_sums
 for D in (1, 3):
     inputs, errors, sums = torch.randn(1, 2, 4, 5), torch.randn(1, 2, 4, D), torch.randn(1, 2, D)
     J = torch.cat([(inputs.mT @ errors).flatten(2), sums], dim=2)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,13 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtrl import dispatch
 from mtrl.blocks import TaskBlocks
-from mtrl.device import has_bf16
 from mtrl.gradients import Tape, combine, gramian, jacobian, rows
-from mtrl.jacobian import rows_and_gramian, weighted_sums
 from mtrl.layers import linear
-from mtrl.tiles import takes_bf16
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -160,7 +152,7 @@ def test_gramian_and_combination_are_those_of_the_jacobian(way, K, B, E, sizes):
     J = jacobian(_losses(module(inputs, tape)), tape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TaskBlocks, "multiplies_out", lambda self: way != "factors")
-        patch.setattr("mtrl.jacobian.LARGE", math.inf if way == "kept" else 0)
+        patch.setattr("mtrl.task_rows.LARGE", math.inf if way == "kept" else 0)
         G, combined = gramian(J), combine(weights, J)
     joined = _joined(expected)
     torch.testing.assert_close(G, joined @ joined.T, rtol=1e-10, atol=1e-10)
@@ -168,224 +160,6 @@ def test_gramian_and_combination_are_those_of_the_jacobian(way, K, B, E, sizes):
     for name, parameter in module.named_parameters():
         row = torch.tensordot(weights, expected[name], dims=1)
         torch.testing.assert_close(combined[parameter], row, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("K", "B", "width", "multiplied_out"),
-    [(10, 128, 400, True), (50, 128, 400, True), (10, 4, 400, False), (50, 16, 400, False)],
-)
-def test_small_batches_are_not_multiplied_out(K, B, width, multiplied_out):
-    blocks = TaskBlocks(torch.zeros(1, K, B, width), torch.zeros(1, K, B, width))
-    assert blocks.multiplies_out() is multiplied_out
-
-
-def test_what_stays_in_the_caches_is_multiplied_out_sooner():
-    blocks = TaskBlocks(torch.zeros(1, 10, 16, 400), torch.zeros(1, 10, 16, 400))
-    assert blocks.multiplies_out() is dispatch.has_operators(blocks.errors)
-
-
-@pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 6, 7, 10, 11])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_inner_products_of_long_rows(K, dtype, generator):
-    inputs, errors = (_normal(generator, 2, K, 9, 50).to(dtype) for _ in range(2))
-    blocks = TaskBlocks(inputs, errors)
-    blocks.multiplies_out = lambda: True
-    rows = (inputs.double().mT @ errors.double()).flatten(2)  # 2,500 numbers each
-    expected = (rows @ rows.mT).sum(dim=0).to(dtype)
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
-    torch.testing.assert_close(blocks.gramian(), expected, rtol=tolerance, atol=tolerance * 100)
-
-
-@pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 6, 7, 10, 11])
-@pytest.mark.parametrize("in_hardware", sorted({False, has_bf16(torch.device("cpu"))}))
-def test_inner_products_and_weighted_sums_in_bf16(K, in_hardware, generator, monkeypatch):
-    """Of J rounded to bf16, and nothing else."""
-    for module in ("products", "jacobian"):
-        monkeypatch.setattr(f"mtrl.{module}.has_bf16", lambda _: in_hardware)
-    inputs = _normal(generator, 2, K, 9, 43).bfloat16()
-    errors, weights = _normal(generator, 2, K, 9, 50).bfloat16(), _normal(generator, K).float()
-    blocks = TaskBlocks(inputs, errors)
-    blocks.multiplies_out = lambda: True
-    rows = (inputs.double().mT @ errors.double()).bfloat16().double().flatten(2)  # 2,150 numbers
-    gramian, combined = blocks.gramian(), blocks.combine(weights)
-    assert gramian.dtype == combined.dtype == torch.float32
-    expected = (rows @ rows.mT).sum(dim=0)
-    # Sums of either order may end on two sides of a tie.
-    torch.testing.assert_close(gramian.double(), expected, rtol=1e-3, atol=2)
-    expected = torch.einsum("k,ekp->ep", weights.double(), rows)
-    torch.testing.assert_close(combined.flatten(1).double(), expected, rtol=1e-2, atol=0.1)
-
-
-@pytest.mark.parametrize("way", ["no gramian", "factors"])
-def test_a_weighted_sum_in_bf16_without_rows_rounds_the_weighted_errors(way, generator):
-    inputs, errors = (_normal(generator, 2, 3, 9, 50).bfloat16() for _ in range(2))
-    weights = torch.tensor([0.3, -2.0, 1.7])
-    blocks = TaskBlocks(inputs, errors)
-    if way == "factors":
-        blocks.multiplies_out = lambda: False
-        blocks.gramian()
-    scaled = (errors.float() * weights[:, None, None]).bfloat16()
-    expected = inputs.double().flatten(1, 2).mT @ scaled.double().flatten(1, 2)
-    combined = blocks.combine(weights)
-    assert combined.dtype == torch.float32
-    torch.testing.assert_close(combined.double(), expected, rtol=2**-8, atol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_column_of_errors_is_not_rounded(dtype, generator):
-    inputs, errors = _normal(generator, 2, 3, 9, 50).to(dtype), _normal(generator, 2, 3, 9, 1)
-    blocks = TaskBlocks(inputs, errors.float())
-    weights = _normal(generator, 3).float()
-    expected = inputs.double().mT @ errors
-    torch.testing.assert_close(blocks.rows().double(), expected, rtol=1e-5, atol=1e-5)
-    for has_gramian in (False, True):
-        blocks = TaskBlocks(inputs, errors.float())
-        if has_gramian:
-            rows = expected.flatten(2)
-            torch.testing.assert_close(
-                blocks.gramian().double(), (rows @ rows.mT).sum(dim=0), rtol=1e-4, atol=1e-3
-            )
-        combined = torch.einsum("k,ekid->eid", weights.double(), expected)
-        torch.testing.assert_close(blocks.combine(weights).double(), combined, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("K", "B", "keeps"),
-    [(50, 16, False), (50, 17, True), (70, 17, False), (70, 65, True), (10, 16, True)],
-)
-def test_a_large_jacobian_is_not_kept(K, B, keeps):
-    inputs = torch.zeros(2, K, B, 256)
-    blocks = TaskBlocks(inputs, inputs)
-    blocks.gramian_of_rows()
-    assert (blocks.kept is not None) is (keeps or not dispatch.has_operators(inputs))
-
-
-# An odd number of rows, and more than a kernel takes; whole tiles and not, a row in one piece and
-# in several, with something left over or not.
-@pytest.mark.parametrize(("K", "B"), [(1, 2), (4, 5), (5, 1), (11, 12), (3, 64), (2, 65)])
-@pytest.mark.parametrize(
-    "size", [(1, 50), (40, 30), (90, 101), (64, 3), (43, 256), (3, 4099), (9, 1)]
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("is_kept", [False, True])
-def test_rows_and_their_inner_products(K, B, size, dtype, is_kept, generator, monkeypatch):
-    I, D = size  # noqa: E741
-    monkeypatch.setattr("mtrl.jacobian.LARGE", math.inf if is_kept else 0)
-    monkeypatch.setattr("mtrl.jacobian.FORGOTTEN", 64)
-    monkeypatch.setattr("mtrl.jacobian.FEW", 64 * torch.get_num_threads())
-    full = torch.float64 if dtype == torch.float64 else torch.float32
-    inputs = _normal(generator, 2, K, B, I).to(dtype)
-    blocks = TaskBlocks(inputs, _normal(generator, 2, K, B, D).to(full))
-    gramian = blocks.gramian_of_rows()
-    assert gramian.dtype == full
-    in_tiles = dtype != torch.bfloat16 or takes_bf16()
-    if not is_kept and D > 1 and B <= 64 and in_tiles and dispatch.has_operators(inputs):
-        assert blocks.kept is None
-    rows = blocks.inputs.double().mT @ blocks.errors.double()
-    exact = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2**-8}[dtype]
-    if D == 1:
-        exact = min(exact, 1e-5)
-    torch.testing.assert_close(blocks.rows().double(), rows, rtol=exact, atol=exact * B / 8)
-    kept = blocks.rows().double().flatten(2)
-    exact = 1e-13 if dtype == torch.float64 else 1e-5
-    expected = (kept @ kept.mT).sum(dim=0)
-    room = exact * expected.diagonal().max().item()
-    torch.testing.assert_close(gramian.double(), expected, rtol=exact, atol=room)
-
-
-@pytest.mark.parametrize("B", [1, 3, 4, 6, 64, 65])  # the kernel, but for the last
-@pytest.mark.parametrize(("I", "D"), [(5, 1), (40, 7), (30, 50), (1, 1000)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_gradients_of_few_rows_with_zeros(B, I, D, dtype, generator, monkeypatch):  # noqa: E741
-    monkeypatch.setattr("mtrl.jacobian.FEW", 64 * torch.get_num_threads())
-    inputs, errors = _normal(generator, 2, 3, B, I), _normal(generator, 2, 3, B, D).float()
-    inputs = torch.where(inputs > 0.3, inputs, 0.0).to(dtype)
-    inputs[0, 1] = 0
-    errors = errors.double() if dtype == torch.float64 else errors
-    blocks = TaskBlocks(inputs, errors)
-    blocks.gramian_of_rows()
-    assert blocks.kept is not None
-    J = blocks.rows()
-    assert J.dtype == errors.dtype
-    rounding = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2e-2}[dtype]
-    expected = inputs.double().mT @ errors.double()
-    torch.testing.assert_close(J.double(), expected, rtol=rounding, atol=rounding * B)
-    assert not J[0, 1].any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("is_kept", [False, True])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_stays_in_the_gradients_of_its_task(
-    dtype, is_kept, value, generator, monkeypatch
-):
-    monkeypatch.setattr("mtrl.jacobian.LARGE", math.inf if is_kept else 0)
-    inputs, errors = (_normal(generator, 1, 3, 5, 20).to(dtype) for _ in range(2))
-    inputs[0, 1, 4, 5] = value  # the last of an odd number of rows
-    blocks = TaskBlocks(inputs, errors)
-    finite = blocks.gramian_of_rows().isfinite()
-    assert not blocks.rows()[0, 1, 5].isfinite().any()
-    assert blocks.rows().isfinite().sum() == 3 * 20 * 20 - 20
-    assert finite[[0, 0, 2, 2], [0, 2, 0, 2]].all()
-    assert not finite[1].any()
-
-
-def test_an_infinite_gradient_of_a_bias_stays_infinite():
-    """Infinity less infinity would be NaN."""
-    sums = torch.ones(1, 2, 3)
-    sums[0, 1] = math.inf
-    if dispatch.has_operators(sums):
-        _, gramian = rows_and_gramian([], [], [sums], [True])
-        assert torch.equal(gramian, torch.tensor([[6.0, math.inf], [math.inf, math.inf]]))
-    inputs = torch.tensor([math.inf, 1.0, 1.0]).view(1, 3, 1, 1)
-    assert rows_of(inputs, torch.ones(1, 3, 1, 1)).flatten().tolist() == [math.inf, 1.0, 1.0]
-
-
-def rows_of(inputs: Tensor, errors: Tensor) -> Tensor:
-    blocks = TaskBlocks(inputs, errors)
-    blocks.gramian_of_rows()
-    return blocks.rows()
-
-
-@pytest.mark.parametrize("K", [1, 3, 4, 7])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_weighted_sums_of_several_layers(K, dtype, generator):
-    if not dispatch.has_operators(torch.zeros(1)):
-        return  # other devices add up each layer's
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    weights = _normal(generator, K).to(wide)
-    heights, widths, own = [30, 5, 1, 0], [50, 1, 3000, 7], [True, False, False, True]
-    inputs = [_normal(generator, 2, K, 4, height).to(dtype) for height in heights]
-    errors = [_normal(generator, 2, K, 4, D).to(wide if D == 1 else dtype) for D in widths]
-    sums = [_normal(generator, 2, K, D).to(wide) for D in widths]
-    rows, _ = rows_and_gramian(inputs, errors, sums, own)
-    results = weighted_sums(weights, rows, sums, heights, own)
-    near = 1e-4 if wide == torch.float32 else 1e-12
-    for number, size in enumerate(zip(heights, widths, strict=True)):
-        J = rows[number][..., : math.prod(size)].to(wide).unflatten(-1, size)
-        of_weight = torch.einsum("k,ekid->eid", weights, J)
-        weighted = weights[:, None] * sums[number]
-        if own[number]:
-            of_weight = torch.cat([of_weight, weighted], dim=1)
-        torch.testing.assert_close(results[2 * number], of_weight, rtol=near, atol=near)
-        of_bias = weighted.sum(dim=1, keepdim=True)
-        torch.testing.assert_close(results[2 * number + 1], of_bias, rtol=near, atol=near)
-
-
-def test_a_compiler_is_told_the_right_shapes(generator):
-    inputs, errors = (
-        _normal(generator, 2, 3, 4, 50).float(),
-        _normal(generator, 2, 3, 4, 30).float(),
-    )
-    sums, weights = errors.sum(dim=2), torch.ones(3)
-    check = functools.partial(torch.library.opcheck, test_utils="test_faketensor")
-    for large in (0, math.inf):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mtrl.jacobian.LARGE", large)
-            check(torch.ops.mtrl.rows_and_gramian, ([inputs], [errors], [sums], [True]))
-    rows, _ = rows_and_gramian([inputs], [errors], [], [])
-    check(torch.ops.mtrl.weighted_sums, (weights, rows, [sums], [50], [True]))
-    check(torch.ops.mtrl.sum_up, (errors,))
 
 
 def test_weights_can_be_combined_without_a_gramian(example, generator):
@@ -396,32 +170,6 @@ def test_weights_can_be_combined_without_a_gramian(example, generator):
     for name, parameter in module.named_parameters():
         row = torch.tensordot(weights, expected[name], dims=1)
         torch.testing.assert_close(combined[parameter], row, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("features", ["+sse2", "+avx,+avx2,+fma", "+avx,+avx2,+fma,+avx512f"])
-def test_processors_with_smaller_registers_find_the_same(features):
-    program = """
-import torch
-from mtrl import tiles
-from mtrl.jacobian import rows_and_gramian, weighted_sums
-assert tiles.VECTOR == {vector} and not tiles.takes_bf16()
-generator = torch.Generator().manual_seed(0)
-for dtype in (torch.float32, torch.float64):
-    for K, B, I, D in ((1, 2, 3, 4), (4, 5, 40, 30), (11, 3, 100, 101), (7, 1, 8, 32)):
-        inputs, errors = (
-            torch.randn(2, K, B, size, generator=generator).to(dtype) for size in (I, D)
-        )
-        (kept,), gramian = rows_and_gramian([inputs], [errors], [], [])
-        rows = (inputs.mT @ errors).flatten(2)
-        near = {{"rtol": 1e-4, "atol": 1e-3}}
-        torch.testing.assert_close(kept[..., : I * D], rows, **near)
-        torch.testing.assert_close(gramian, (rows @ rows.mT).sum(dim=0), **near)
-"""
-    vector = 64 if "avx512f" in features else 32 if "avx" in features else 16
-    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
-    program = program.format(vector=vector)
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
 
 def test_bfloat16_products_stay_close_and_results_keep_their_type(generator):

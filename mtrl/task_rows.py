@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,29 +11,18 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import bf16, dispatch, tiles
-from .bf16 import numbers, read, wide_type
-from .compiler import Compiler, use_widest_vectors
+from . import dispatch, tiles
+from .bf16 import numbers, wide_type
 from .device import has_bf16
 from .products import THIN, multiply
-from .tiles import (
-    LEFT,
-    RIGHT,
-    ROWS,
-    VECTOR,
-    VECTORS,
-    inner_products,
-    inner_products_with_themselves,
-    joined,
-    multiply_tile,
+from .task_row_kernels import (
+    add_all_inner_products,
+    inputs_at_a_time,
+    multiply_in_tiles,
+    sum_columns,
+    weigh,
 )
-
-AT_A_TIME = 8192
-"""About so many numbers of each row of J are multiplied out before their inner products are taken:
-those of some ten tasks are in a core's own caches then."""
-
-COLUMNS = 1024
-"""Of a weighted sum, found at a time: they stay in the innermost cache."""
+from .tiles import LEFT, RIGHT, ROWS, VECTOR, VECTORS
 
 CACHE_WAY = 4096
 """Bytes after which addresses fall into the same lines of the innermost cache, or a multiple."""
@@ -56,10 +44,6 @@ each time it is allocated (`mtrl.device.keep_freed_memory`)."""
 FEW = 64
 """Up to so many rows a task, shared by threads, a kernel multiplies J out faster than the library,
 which is slow at products that sum over little, but can use several."""
-
-_kernel = Compiler(
-    "jacobian", Path(__file__), Path(bf16.__file__), Path(tiles.__file__)
-).vectorised_kernel
 
 
 def type_of_rows(errors: Tensor) -> torch.dtype:
@@ -168,11 +152,11 @@ def _multiply_out(
     (_, K, B, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
     if _goes_in_tiles(inputs, errors):
         is_kept = rows.shape[-1] > 0
-        array = numbers(rows if is_kept else _room(1, K, _inputs_at_a_time(D) * D, rows.dtype))
+        array = numbers(rows if is_kept else _room(1, K, inputs_at_a_time(D) * D, rows.dtype))
         together, kind = (2, np.uint32) if array.dtype == np.uint16 else (1, array.dtype)
         sums = _room_for_sums(array)
         columns = VECTORS * VECTOR // sums.itemsize
-        _multiply_in_tiles(
+        multiply_in_tiles(
             numbers(inputs.contiguous()),
             numbers(errors.contiguous()),
             array,
@@ -188,7 +172,7 @@ def _multiply_out(
     matrices = rows[..., : I * D].unflatten(-1, (I, D)).flatten(0, 1)
     a, d = inputs.flatten(0, 1), errors.flatten(0, 1)
     if D == 1:
-        _sum_columns(numbers(a.contiguous()), d.contiguous().numpy(), rows.flatten(0, 1).numpy())
+        sum_columns(numbers(a.contiguous()), d.contiguous().numpy(), rows.flatten(0, 1).numpy())
     elif D <= THIN or inputs.dtype != rows.dtype:
         matrices.copy_(multiply(a.mT, d))
     else:
@@ -203,7 +187,7 @@ def sums_of_columns(
     E, K, _, I = inputs.shape  # noqa: E741
     rows = errors.new_empty(E, K, I)
     given = numbers(inputs.flatten(0, 1)), errors.flatten(0, 1).numpy()
-    _sum_columns(*given, rows.flatten(0, 1).numpy())
+    sum_columns(*given, rows.flatten(0, 1).numpy())
     return rows
 
 
@@ -222,7 +206,7 @@ def _add_inner_products(
     """
     if tiles.AVAILABLE:
         array = numbers(rows)
-        _add_all_inner_products(array, length, _room_for_sums(array), gramian.numpy())
+        add_all_inner_products(array, length, _room_for_sums(array), gramian.numpy())
     else:
         rows = rows[..., :length].double()
         gramian += torch.bmm(rows, rows.mT).sum(dim=0)
@@ -271,7 +255,7 @@ def weighted_sums(
     results = _room_for_weighted_sums(weights, rows, sums, inputs, own)
     layers = zip(rows, sums, inputs, results[::2], results[1::2], strict=True)
     for spaced, each, count, of_weight, of_bias in layers:
-        _weigh(
+        weigh(
             weights.numpy(),
             numbers(spaced),
             count * each.shape[-1],
@@ -280,182 +264,3 @@ def weighted_sums(
             of_bias.flatten(1).numpy(),
         )
     return results
-
-
-@_kernel
-def _sum_columns(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) -> None:
-    """Write the inputs of each task, summed with its errors' one column, to the start of a row."""
-    use_widest_vectors()
-    tasks, _, I = inputs.shape  # noqa: E741
-    for t in range(tasks):
-        _weigh_rows(errors[t, :, 0], inputs[t], rows[t, :I])
-
-
-@_kernel
-def _join(given: NDArray[Any], together: int, result: NDArray[Any]) -> None:
-    """Write rows as factors of tiles: numbers multiplied together joined, zeros behind each row."""
-    use_widest_vectors()
-    B, I = given.shape  # noqa: E741
-    zero = np.zeros(1, given.dtype)[0]
-    for p in range(len(result)):
-        first, out = given[together * p], result[p]
-        if together * (p + 1) > B:
-            for i in range(I):
-                out[i] = joined(first[i], zero)
-        else:
-            second = given[together * (p + 1) - 1]
-            for i in range(I):
-                out[i] = joined(first[i], second[i])
-        for i in range(I, len(out)):
-            out[i] = 0
-
-
-@_kernel
-def _inputs_at_a_time(D: int) -> int:
-    return max(1, AT_A_TIME // D // ROWS) * ROWS
-
-
-@_kernel
-def _multiply_in_tiles(
-    inputs: NDArray[Any],
-    errors: NDArray[Any],
-    rows: NDArray[Any],
-    is_kept: bool,
-    together: int,
-    joined_inputs: NDArray[Any],
-    joined_errors: NDArray[Any],
-    columns: int,
-    sums: NDArray[Any],
-    gramian: NDArray[np.float64],
-) -> None:
-    """Write J to the start of each row, and add the rows' inner products while they are at hand.
-
-    Where it is not kept, `rows` has room for what is multiplied out at a time.
-    """
-    use_widest_vectors()
-    E, K, _, I = inputs.shape  # noqa: E741
-    D = errors.shape[-1]
-    size = rows.itemsize
-    step = _inputs_at_a_time(D)
-    edge = np.empty((ROWS, columns), rows.dtype)
-    for e in range(E):
-        for k in range(K):
-            _join(inputs[e, k], together, joined_inputs[k])
-            _join(errors[e, k], together, joined_errors[k])
-        kept = rows[e if is_kept else 0]
-        for start in range(0, I, step):
-            stop = min(start + step, I)
-            origin = 0 if is_kept else start * D
-            for k in range(K):
-                row = kept.ctypes.data + k * kept.strides[0] - origin * size
-                from_inputs = joined_inputs.ctypes.data + k * joined_inputs.strides[0]
-                from_errors = joined_errors.ctypes.data + k * joined_errors.strides[0]
-                for d in range(0, D, columns):
-                    for i in range(start, stop, ROWS):
-                        is_whole = i + ROWS <= stop and d + columns <= D
-                        multiply_tile(
-                            rows,
-                            from_inputs + i * joined_inputs.itemsize,
-                            joined_inputs.strides[1],
-                            from_errors + d * joined_errors.itemsize,
-                            joined_errors.strides[1],
-                            joined_inputs.shape[1],
-                            row + (i * D + d) * size if is_whole else edge.ctypes.data,
-                            D * size if is_whole else edge.strides[0],
-                        )
-                        if not is_whole:
-                            for r in range(min(ROWS, stop - i)):
-                                first = (i + r) * D + d - origin
-                                out = kept[k, first : first + min(columns, D - d)]
-                                for c in range(len(out)):
-                                    out[c] = edge[r, c]
-            _add_some_inner_products(kept, start * D - origin, stop * D - origin, sums, gramian)
-
-
-@_kernel
-def _add_all_inner_products(
-    rows: NDArray[Any], length: int, sums: NDArray[Any], gramian: NDArray[np.float64]
-) -> None:
-    """Add the inner products of the starts of rows, on and above the Gramian's diagonal."""
-    use_widest_vectors()
-    for e in range(len(rows)):
-        for start in range(0, length, AT_A_TIME):
-            stop = min(start + AT_A_TIME, length)
-            _add_some_inner_products(rows[e], start, stop, sums, gramian)
-
-
-@_kernel
-def _add_some_inner_products(
-    rows: NDArray[Any], start: int, stop: int, sums: NDArray[Any], gramian: NDArray[np.float64]
-) -> None:
-    """Add the inner products of some columns, a tile at a time.
-
-    Where there are not so many rows left, the last stands in for those that are missing, and what
-    it yields is left out.
-    """
-    use_widest_vectors()
-    K = len(rows)
-    together = VECTOR // rows.itemsize
-    even = (stop - start) // together * together
-    addresses = np.empty(K + LEFT + RIGHT, np.int64)
-    for k in range(len(addresses)):
-        row = rows.ctypes.data + min(k, K - 1) * rows.strides[0]
-        addresses[k] = row + start * rows.itemsize
-    for i in range(0, K, LEFT):
-        left = addresses.ctypes.data + i * addresses.itemsize
-        for j in range(i, K, RIGHT):
-            right = addresses.ctypes.data + j * addresses.itemsize
-            if i == j:
-                inner_products_with_themselves(rows, left, right, even, sums.ctypes.data)
-            else:
-                inner_products(rows, left, right, even, sums.ctypes.data)
-            for a in range(i, min(i + LEFT, K)):
-                for b in range(max(a, j), min(j + RIGHT, K)):
-                    total = sums[RIGHT * (a - i) + b - j]
-                    for place in range(start + even, stop):
-                        total += read(rows[a, place]) * read(rows[b, place])
-                    gramian[a, b] += total
-
-
-@_kernel
-def _weigh(
-    weights: NDArray[Any],
-    rows: NDArray[Any],
-    length: int,
-    sums: NDArray[Any],
-    of_weight: NDArray[Any],
-    of_bias: NDArray[Any],
-) -> None:
-    """Write the weighted sums of rows and of sums, and behind the former each task's own row."""
-    use_widest_vectors()
-    E, K, D = sums.shape
-    has_own_row = of_weight.shape[1] > length
-    for e in range(E):
-        _weigh_rows(weights, rows[e], of_weight[e, :length])
-        _weigh_rows(weights, sums[e], of_bias[e])
-        for k in range(K * has_own_row):
-            out, weight = of_weight[e, length + k * D : length + (k + 1) * D], weights[k]
-            for d in range(D):
-                out[d] = weight * sums[e, k, d]
-
-
-@_kernel
-def _weigh_rows(weights: NDArray[Any], rows: NDArray[Any], result: NDArray[Any]) -> None:
-    """Write the weighted sum of the starts of rows, four rows at a time."""
-    use_widest_vectors()
-    K, length = len(rows), len(result)
-    for first in range(0, length, COLUMNS):
-        part = slice(first, min(length, first + COLUMNS))
-        out = result[part]
-        for p in range(len(out)):
-            out[p] = 0
-        for k in range(0, K // 4 * 4, 4):
-            of_w, of_x, of_y, of_z = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-            w, x, y, z = rows[k, part], rows[k + 1, part], rows[k + 2, part], rows[k + 3, part]
-            for p in range(len(out)):
-                of_two = of_w * read(w[p]) + of_x * read(x[p])
-                out[p] += of_two + of_y * read(y[p]) + of_z * read(z[p])
-        for k in range(K // 4 * 4, K):
-            weight, row = weights[k], rows[k, part]
-            for p in range(len(out)):
-                out[p] += weight * read(row[p])

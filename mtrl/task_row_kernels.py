@@ -1,0 +1,214 @@
+"""Kernels of `mtrl.task_rows`: products and inner products in tiles, and weighted sums of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import bf16, tiles
+from .bf16 import read
+from .compiler import Compiler, use_widest_vectors
+from .tiles import (
+    LEFT,
+    RIGHT,
+    ROWS,
+    VECTOR,
+    inner_products,
+    inner_products_with_themselves,
+    joined,
+    multiply_tile,
+)
+
+AT_A_TIME = 8192
+"""About so many numbers of each row of J are multiplied out before their inner products are taken:
+those of some ten tasks are in a core's own caches then."""
+
+COLUMNS = 1024
+"""Of a weighted sum, found at a time: they stay in the innermost cache."""
+
+_kernel = Compiler(
+    "task_rows", Path(__file__), Path(bf16.__file__), Path(tiles.__file__)
+).vectorised_kernel
+
+
+@_kernel
+def sum_columns(inputs: NDArray[Any], errors: NDArray[Any], rows: NDArray[Any]) -> None:
+    """Write the inputs of each task, summed with its errors' one column, to the start of a row."""
+    use_widest_vectors()
+    tasks, _, I = inputs.shape  # noqa: E741
+    for t in range(tasks):
+        _weigh_rows(errors[t, :, 0], inputs[t], rows[t, :I])
+
+
+@_kernel
+def _join(given: NDArray[Any], together: int, result: NDArray[Any]) -> None:
+    """Write rows as factors of tiles: numbers multiplied together joined, zeros behind each row."""
+    use_widest_vectors()
+    B, I = given.shape  # noqa: E741
+    zero = np.zeros(1, given.dtype)[0]
+    for p in range(len(result)):
+        first, out = given[together * p], result[p]
+        if together * (p + 1) > B:
+            for i in range(I):
+                out[i] = joined(first[i], zero)
+        else:
+            second = given[together * (p + 1) - 1]
+            for i in range(I):
+                out[i] = joined(first[i], second[i])
+        for i in range(I, len(out)):
+            out[i] = 0
+
+
+@_kernel
+def inputs_at_a_time(D: int) -> int:
+    """Return from how many inputs so many numbers come, whole tiles of them."""
+    return max(1, AT_A_TIME // D // ROWS) * ROWS
+
+
+@_kernel
+def multiply_in_tiles(
+    inputs: NDArray[Any],
+    errors: NDArray[Any],
+    rows: NDArray[Any],
+    is_kept: bool,
+    together: int,
+    joined_inputs: NDArray[Any],
+    joined_errors: NDArray[Any],
+    columns: int,
+    sums: NDArray[Any],
+    gramian: NDArray[np.float64],
+) -> None:
+    """Write J to the start of each row, and add the rows' inner products while they are at hand.
+
+    Where it is not kept, `rows` has room for what is multiplied out at a time.
+    """
+    use_widest_vectors()
+    E, K, _, I = inputs.shape  # noqa: E741
+    D = errors.shape[-1]
+    size = rows.itemsize
+    step = inputs_at_a_time(D)
+    edge = np.empty((ROWS, columns), rows.dtype)
+    for e in range(E):
+        for k in range(K):
+            _join(inputs[e, k], together, joined_inputs[k])
+            _join(errors[e, k], together, joined_errors[k])
+        kept = rows[e if is_kept else 0]
+        for start in range(0, I, step):
+            stop = min(start + step, I)
+            origin = 0 if is_kept else start * D
+            for k in range(K):
+                row = kept.ctypes.data + k * kept.strides[0] - origin * size
+                from_inputs = joined_inputs.ctypes.data + k * joined_inputs.strides[0]
+                from_errors = joined_errors.ctypes.data + k * joined_errors.strides[0]
+                for d in range(0, D, columns):
+                    for i in range(start, stop, ROWS):
+                        is_whole = i + ROWS <= stop and d + columns <= D
+                        multiply_tile(
+                            rows,
+                            from_inputs + i * joined_inputs.itemsize,
+                            joined_inputs.strides[1],
+                            from_errors + d * joined_errors.itemsize,
+                            joined_errors.strides[1],
+                            joined_inputs.shape[1],
+                            row + (i * D + d) * size if is_whole else edge.ctypes.data,
+                            D * size if is_whole else edge.strides[0],
+                        )
+                        if not is_whole:
+                            for r in range(min(ROWS, stop - i)):
+                                first = (i + r) * D + d - origin
+                                out = kept[k, first : first + min(columns, D - d)]
+                                for c in range(len(out)):
+                                    out[c] = edge[r, c]
+            _add_some_inner_products(kept, start * D - origin, stop * D - origin, sums, gramian)
+
+
+@_kernel
+def add_all_inner_products(
+    rows: NDArray[Any], length: int, sums: NDArray[Any], gramian: NDArray[np.float64]
+) -> None:
+    """Add the inner products of the starts of rows, on and above the Gramian's diagonal."""
+    use_widest_vectors()
+    for e in range(len(rows)):
+        for start in range(0, length, AT_A_TIME):
+            stop = min(start + AT_A_TIME, length)
+            _add_some_inner_products(rows[e], start, stop, sums, gramian)
+
+
+@_kernel
+def _add_some_inner_products(
+    rows: NDArray[Any], start: int, stop: int, sums: NDArray[Any], gramian: NDArray[np.float64]
+) -> None:
+    """Add the inner products of some columns, a tile at a time.
+
+    Where there are not so many rows left, the last stands in for those that are missing, and what
+    it yields is left out.
+    """
+    use_widest_vectors()
+    K = len(rows)
+    together = VECTOR // rows.itemsize
+    even = (stop - start) // together * together
+    addresses = np.empty(K + LEFT + RIGHT, np.int64)
+    for k in range(len(addresses)):
+        row = rows.ctypes.data + min(k, K - 1) * rows.strides[0]
+        addresses[k] = row + start * rows.itemsize
+    for i in range(0, K, LEFT):
+        left = addresses.ctypes.data + i * addresses.itemsize
+        for j in range(i, K, RIGHT):
+            right = addresses.ctypes.data + j * addresses.itemsize
+            if i == j:
+                inner_products_with_themselves(rows, left, right, even, sums.ctypes.data)
+            else:
+                inner_products(rows, left, right, even, sums.ctypes.data)
+            for a in range(i, min(i + LEFT, K)):
+                for b in range(max(a, j), min(j + RIGHT, K)):
+                    total = sums[RIGHT * (a - i) + b - j]
+                    for place in range(start + even, stop):
+                        total += read(rows[a, place]) * read(rows[b, place])
+                    gramian[a, b] += total
+
+
+@_kernel
+def weigh(
+    weights: NDArray[Any],
+    rows: NDArray[Any],
+    length: int,
+    sums: NDArray[Any],
+    of_weight: NDArray[Any],
+    of_bias: NDArray[Any],
+) -> None:
+    """Write the weighted sums of rows and of sums, and behind the former each task's own row."""
+    use_widest_vectors()
+    E, K, D = sums.shape
+    has_own_row = of_weight.shape[1] > length
+    for e in range(E):
+        _weigh_rows(weights, rows[e], of_weight[e, :length])
+        _weigh_rows(weights, sums[e], of_bias[e])
+        for k in range(K * has_own_row):
+            out, weight = of_weight[e, length + k * D : length + (k + 1) * D], weights[k]
+            for d in range(D):
+                out[d] = weight * sums[e, k, d]
+
+
+@_kernel
+def _weigh_rows(weights: NDArray[Any], rows: NDArray[Any], result: NDArray[Any]) -> None:
+    """Write the weighted sum of the starts of rows, four rows at a time."""
+    use_widest_vectors()
+    K, length = len(rows), len(result)
+    for first in range(0, length, COLUMNS):
+        part = slice(first, min(length, first + COLUMNS))
+        out = result[part]
+        for p in range(len(out)):
+            out[p] = 0
+        for k in range(0, K // 4 * 4, 4):
+            of_w, of_x, of_y, of_z = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+            w, x, y, z = rows[k, part], rows[k + 1, part], rows[k + 2, part], rows[k + 3, part]
+            for p in range(len(out)):
+                of_two = of_w * read(w[p]) + of_x * read(x[p])
+                out[p] += of_two + of_y * read(y[p]) + of_z * read(z[p])
+        for k in range(K // 4 * 4, K):
+            weight, row = weights[k], rows[k, part]
+            for p in range(len(out)):
+                out[p] += weight * read(row[p])
