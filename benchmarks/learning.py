@@ -97,6 +97,7 @@ STUDIES = {
     "mt10_bf16": (0.5, f"--compile --precision bf16 {TENTHS}"),
     "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),  # as "mt10", to its end
     "mt50": (0.5, MT50),
+    "mt50_bf16": (0.5, f"--compile --precision bf16 {MT50}"),
     "mt50_updates-half": (0.5, f"{HALF} {MT50}"),
     "mt50_uniform": (0.5, f"{UNIFORM} {HALF} {MT50}"),
 } | {
