@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import UserError
+from .growing import Growing, grow
 from .seeding import restore_generator
-from .stored import RECORD, Stored
+from .stored import FARTHEST, LONGEST, Stored
 from .types import Batch, State
 
 _COUNTS = ("written", "begun", "forgotten")
-_ARRAYS = ("observations", "actions", "rewards", "terminated", "next_slots")
 
 
 class Replay:
@@ -37,7 +37,7 @@ class Replay:
         discount: Of the rewards that are added up, where there are several.
 
     Raises:
-        UserError: If the capacity is not positive.
+        UserError: If the capacity is not positive, or the steps are too many.
     """
 
     def __init__(
@@ -55,8 +55,11 @@ class Replay:
             raise UserError(
                 f"`capacity` must be at least 1 observation per task, found {capacity}."
             )
+        if not 1 <= steps <= LONGEST:
+            raise UserError(f"`steps` must be from 1 to {LONGEST}, found {steps}.")
         self.capacity = capacity
         self._num_tasks = K = num_tasks
+        self._action_size = action_size
         self._generator = generator
         self._discounts = [discount**step for step in range(steps)]
         self._device = device = generator.device
@@ -69,6 +72,7 @@ class Replay:
         self._forgotten = np.zeros(K, np.int64)  # of these, the ones written over
         self._latest: NDArray[np.int64] | None = None  # (K, N) the environments' last observations
         self._over: NDArray[np.bool_] | None = None  # (K, N) whether nothing follows from those
+        self._growing: Growing | None = None
 
         self._window = torch.zeros(2, K, 1, dtype=torch.int64, device=device)
 
@@ -85,8 +89,7 @@ class Replay:
     @staticmethod
     def bytes_needed(num_tasks: int, capacity: int, observation_size: int, action_size: int) -> int:
         """Return how much memory a replay of these sizes takes."""
-        numbers = torch.float32.itemsize * (observation_size + action_size)
-        return num_tasks * capacity * (numbers + RECORD + torch.int64.itemsize)
+        return num_tasks * capacity * Stored.bytes_a_slot(observation_size, action_size)
 
     def add(
         self,
@@ -103,43 +106,41 @@ class Replay:
             left_out: Whose transition is not to be stored ``(K, N)``; by default no one's.
 
         Raises:
-            UserError: If the ring is too small for N.
+            UserError: If the ring is too small for N, or N too large.
         """
-        shape = tuple(transitions.rewards.shape)
+        shape = transitions.rewards.shape[0], transitions.rewards.shape[1]
         if self.capacity < 3 * shape[1]:
             raise UserError(
                 f"`capacity` is {self.capacity} observations per task, but a step of {shape[1]} "
                 "environments takes up to 3 each: raise it or use fewer environments per task."
             )
-        if self._latest is None or self._over is None:
+        if 2 * shape[1] > FARTHEST:
+            raise UserError(
+                f"a step of {shape[1]} environments per task is more than {FARTHEST // 2}: use "
+                "fewer."
+            )
+        if self._latest is None or self._over is None or self._growing is None:
             self._latest, self._over = np.zeros(shape, np.int64), np.ones(shape, np.bool_)
+            self._growing = self._make_growing(shape)
         elif self._latest.shape != shape:
             raise UserError(f"a step of {self._latest.shape} transitions follows, found {shape}.")
         fresh, everyone = self._over, np.ones(shape, np.bool_)
+        written = self._written.copy()
         before = np.where(fresh, self._allocate(fresh), self._latest)
         after = self._allocate(everyone)
+        self._forget(written)
         if fresh.any():
             first = transitions.observations[torch.from_numpy(fresh)]
             self._put(self._rows(before)[fresh], observations=first)
-        self._put(
-            self._rows(after).ravel(),
-            observations=transitions.next_observations,
-            begins=torch.zeros(shape, dtype=torch.bool),
-        )
-        self._put(
-            self._rows(before).ravel(),
-            actions=transitions.actions,
-            rewards=transitions.rewards,
-            terminated=transitions.terminated,
-            next_slots=torch.from_numpy(after % self.capacity),
-        )
+        self._put(self._rows(after).ravel(), observations=transitions.next_observations)
         ended = everyone if ended is None else ended
         left_out = ~everyone if left_out is None else left_out
-        self._put(self._rows(before).ravel(), begins=torch.from_numpy(~left_out))
+        over = ended | left_out  # what is left out may lead to anything
+        (numbers, tasks), records = self._growing.step(before, after, transitions, left_out, over)
+        rows = numbers % self.capacity * self._num_tasks + tasks
+        self._put(rows, records=torch.from_numpy(records.view(np.uint8)))
         self._begin(before, ~left_out)
-        self._forget()
-        self._latest = after
-        self._over = ended | left_out  # what is left out may lead to anything
+        self._latest, self._over = after, over
 
     def sample(self, batch_size: int) -> Batch:
         """Draw B transitions of each task, uniformly, with replacement, each task its own.
@@ -163,13 +164,16 @@ class Replay:
         drawn = torch.randint(
             2**62, (self._num_tasks, batch_size), generator=self._generator, device=self._device
         )
-        return self._stored.read((first + drawn % size) % self.capacity, self._discounts)
+        return self._stored.read((first + drawn % size) % self.capacity)
 
     def _allocate(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Number the next observations of each task, in the order of its environments (K, N)."""
         numbers: NDArray[np.int64] = self._written[:, None] + wanted.cumsum(axis=1) - 1
         self._written += wanted.sum(axis=1)
         return numbers
+
+    def _make_growing(self, shape: tuple[int, int]) -> Growing:
+        return Growing(shape, self._discounts, self._action_size, self.capacity)
 
     def _begin(self, numbers: NDArray[np.int64], stored: NDArray[np.bool_]) -> None:
         """Note where transitions begin, in the order of their slots, so that the oldest lead."""
@@ -178,18 +182,33 @@ class Replay:
         stored = np.take_along_axis(stored, order, axis=1)
         places = self._begun[:, None] + stored.cumsum(axis=1) - 1
         self._begun += stored.sum(axis=1)
-        self._put(self._rows(places)[stored], starts=torch.from_numpy(numbers[stored]))
-        self._starts_on_host.reshape(-1)[self._rows(places)[stored]] = numbers[stored]
+        slots = (numbers[stored] % self.capacity).astype(np.int32)
+        self._put(self._rows(places)[stored], starts=torch.from_numpy(slots))
+        self._starts_on_host.reshape(-1)[self._rows(places)[stored]] = slots
+        self._tell_window()
 
-    def _forget(self) -> None:
-        """Forget the transitions whose first observation was written over, oldest first."""
+    def _forget(self, written: NDArray[np.int64]) -> None:
+        """Forget the transitions whose first observation is written over, oldest first.
+
+        Args:
+            written: How many observations there were when the last of them were stored.
+        """
         tasks = np.arange(self._num_tasks)
         while True:
-            oldest = self._starts_on_host[self._forgotten % self.capacity, tasks]
+            slots = self._starts_on_host[self._forgotten % self.capacity, tasks]
+            oldest = self._numbers(slots, written)
             gone = (self._forgotten < self._begun) & (oldest < self._written - self.capacity)
             if not gone.any():
-                break
+                return
             self._forgotten += gone
+
+    def _numbers(self, slots: NDArray[np.int32], written: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which of each task's last C observations, of so many, lie in slots (..., K)."""
+        numbers: NDArray[np.int64] = written - 1 - (written - 1 - slots) % self.capacity
+        return numbers
+
+    def _tell_window(self) -> None:
+        """Tell the device in which places of the ring of starts those are that can be sampled."""
         window = np.stack([self._forgotten % self.capacity, self._begun - self._forgotten])
         self._window.copy_(torch.from_numpy(window)[..., None])
 
@@ -209,12 +228,13 @@ class Replay:
         return array.flatten(0, 1)
 
     def state_dict(self) -> State:
-        """Return what is stored (views, not copies), where writing goes on, and the generator."""
+        """Return what is stored (copies or views), where writing goes on, and the generator."""
         used = min(int(self._written.max()), self.capacity)
         begun = min(int(self._begun.max()), self.capacity)
+        starts = self._numbers(self._starts_on_host[:begun], self._written)
         return {
-            **{name: getattr(self._stored, name)[:used] for name in _ARRAYS},
-            "starts": self._stored.starts[:begun],
+            **self._stored.first_steps(used),
+            "starts": torch.from_numpy(starts),
             **{name: getattr(self, f"_{name}").copy() for name in _COUNTS},
             "latest": None if self._latest is None else self._latest.copy(),
             "over": None if self._over is None else self._over.copy(),
@@ -235,25 +255,41 @@ class Replay:
                 "use the saved value."
             )
         self._check(state)
-        for name in (*_ARRAYS, "starts"):
-            array = getattr(self._stored, name)
-            array[: len(state[name])] = state[name]
         for name in _COUNTS:
             getattr(self, f"_{name}")[:] = state[name]
         self._latest, self._over = copy.copy(state["latest"]), copy.copy(state["over"])
+        self._stored.observations[: len(state["observations"])] = state["observations"]
+        self._stored.starts[: len(state["starts"])] = state["starts"] % self.capacity
         self._starts_on_host = self._stored.starts.cpu().numpy()
-        self._forget()
-        self._mark_begins()
+        self._restore_records(state)
+        self._tell_window()
         restore_generator(self._generator, state["generator"])
 
-    def _mark_begins(self) -> None:
-        """Find again at which slots transitions begin."""
-        self._stored.begins.zero_()
+    def _restore_records(self, state: State) -> None:
+        """Find again what transitions sum up, which is not saved, and which of them still grow."""
+        actions, rewards, next_slots, terminated = (
+            state[name].cpu().numpy() for name in ("actions", "rewards", "next_slots", "terminated")
+        )
+        all_records, begins = self._stored.on_host, self._begins()
+        used = len(rewards)
+        records = all_records[:used]
+        records["actions"], records["reward"] = actions, rewards
+        distances = (next_slots - np.arange(used)[:, None]) % self.capacity
+        records["next"] = np.where(distances <= FARTHEST, distances, 0)  # not a transition's if 0
+        grow(records, next_slots, terminated, begins[:used], self._discounts)
+        self._stored.replace_records(all_records)
+        self._growing = None
+        if self._latest is not None and self._over is not None:
+            self._growing = self._make_growing(self._latest.shape)
+            self._growing.restore(all_records, begins, self._latest, self._over)
+
+    def _begins(self) -> NDArray[np.bool_]:
+        """Find again at which slots transitions begin ``(C, K)``."""
         ages = (self._begun - 1 - np.arange(self.capacity)[:, None]) % self.capacity
-        in_use = ages < self._begun - self._forgotten
-        place, task = np.nonzero(in_use)
-        slots = self._starts_on_host[place, task] % self.capacity
-        self._put(slots * self._num_tasks + task, begins=torch.ones(len(slots), dtype=torch.bool))
+        place, task = np.nonzero(ages < self._begun - self._forgotten)
+        begins = np.zeros(ages.shape, np.bool_)
+        begins[self._starts_on_host[place, task], task] = True
+        return begins
 
     def _check(self, state: State) -> None:
         """Refuse what does not fit, lest it is found out by reading beside the arrays."""
@@ -264,9 +300,11 @@ class Replay:
                 )
         written, begun = state["written"], state["begun"]
         used = min(int(written.max()), self.capacity)
-        lengths = dict.fromkeys(_ARRAYS, used) | {"starts": min(int(begun.max()), self.capacity)}
+        kinds = self._stored.first_steps(0)
+        lengths = dict.fromkeys(kinds, used) | {"starts": min(int(begun.max()), self.capacity)}
+        kinds["starts"] = torch.zeros(0, self._num_tasks, dtype=torch.int64)
         for name, length in lengths.items():
-            own, saved = getattr(self._stored, name), state[name]
+            own, saved = kinds[name], state[name]
             if (saved.dtype, tuple(saved.shape)) != (own.dtype, (length, *own.shape[1:])):
                 raise UserError(
                     f"the saved replay has `{name}` {saved.dtype} {tuple(saved.shape)}, expected "
@@ -282,14 +320,21 @@ class Replay:
         size = begun - forgotten
         if (forgotten < 0).any() or (size < 0).any() or (size > C).any():
             return False
-        starts, next_slots = state["starts"].cpu().numpy(), state["next_slots"]
-        ages = (begun - 1 - np.arange(len(starts))[:, None]) % C
-        in_use = ages < size
-        reachable = (starts >= written - C) & (starts >= 0) & (starts < written)
-        if not reachable[in_use].all():
-            return False
+        starts, next_slots = (state[name].cpu().numpy() for name in ("starts", "next_slots"))
         if len(next_slots) and (next_slots.min() < 0 or next_slots.max() >= len(next_slots)):
             return False
+        for k in range(self._num_tasks):
+            numbers = starts[(forgotten[k] + np.arange(size[k])) % C, k]  # oldest first
+            slots = numbers % C
+            distances = (next_slots[slots, k] - slots) % C
+            if (
+                (numbers < max(written[k] - C, 0)).any()
+                or (np.diff(numbers) <= 0).any()
+                or (distances == 0).any()
+                or (distances > FARTHEST).any()
+                or (numbers + distances >= written[k]).any()
+            ):
+                return False
         latest, over = state["latest"], state["over"]
         if latest is None or over is None:
             return latest is over and not written.any()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,26 +17,52 @@ from . import dispatch
 from .compiler import Compiler, prefetch
 from .types import Batch
 
-RECORD = 12
-"""Bytes: a reward, where a step led and two marks, filled up to a multiple of four."""
+FARTHEST = 2**16 - 1
+"""Of an observation from the one that is seen next, in slots."""
+
+LONGEST = 2**15 - 1
+"""Steps that a transition can span."""
 
 _kernel = Compiler("replay", Path(__file__)).kernel
+
+
+@functools.cache
+def record_type(action_size: int) -> np.dtype[Any]:
+    """Return what is known of a slot whose observation a transition begins with, in a few bytes.
+
+    - ``actions``: What was done there.
+    - ``total``: The discounted sum of the rewards of all steps that it spans,
+    - ``reward``: of the first alone.
+    - ``last``: The slot that it leads to,
+    - ``next``: and how many slots on the first step led.
+    - ``span``: How many steps that are; negative if the task ended with the last.
+    """
+    return np.dtype(
+        [
+            ("actions", np.float32, (action_size,)),
+            ("total", np.float32),
+            ("reward", np.float32),
+            ("last", np.int32),
+            ("next", np.uint16),
+            ("span", np.int16),
+        ]
+    )
 
 
 @dataclass(frozen=True)
 class Stored:
     """A ring of C slots for each of K tasks. Slots lead, tasks follow.
 
+    Sampling reads memory at random, a line at a time: what is read of a slot beside the observation
+    lies together.
+
     Attributes:
         observations: What was seen at a slot.
-        actions: What was done there.
-        records: What is read of each step on the way, which lies together, as memory is read a line
-            at a time: see the properties.
-        starts: Where transitions begin, oldest first: numbers of observations, a ring of its own.
+        records: The bytes of a `record_type`, of the transition that begins there.
+        starts: The slots where transitions begin, oldest first: a ring of its own.
     """
 
     observations: Float[Tensor, "C K O"]
-    actions: Float[Tensor, "C K A"]
     records: UInt8[Tensor, "C K R"]
     starts: Int[Tensor, "C K"]
 
@@ -45,54 +72,72 @@ class Stored:
     ) -> Stored:
         """Make an empty one."""
 
-        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(capacity, num_tasks, *shape, dtype=dtype, device=device)
 
         return cls(
-            observations=zeros(observation_size),
-            actions=zeros(action_size),
-            records=zeros(RECORD, dtype=torch.uint8),
-            starts=zeros(dtype=torch.int64),
+            observations=zeros(observation_size, dtype=torch.float32),
+            records=zeros(record_type(action_size).itemsize, dtype=torch.uint8),
+            starts=zeros(dtype=torch.int32),
         )
 
-    @property
-    def rewards(self) -> Float[Tensor, "C K"]:
-        """What a step earned."""
-        return self.records.view(torch.float32)[..., 0]
+    @staticmethod
+    def bytes_a_slot(observation_size: int, action_size: int) -> int:
+        """Return how much memory a slot takes."""
+        observation = torch.float32.itemsize * observation_size
+        return observation + record_type(action_size).itemsize + torch.int32.itemsize
 
     @property
-    def next_slots(self) -> Int[Tensor, "C K"]:
-        """Where what was seen next is."""
-        return self.records.view(torch.int32)[..., 1]
+    def on_host(self) -> NDArray[Any]:
+        """The records as a `record_type` ``(C, K)``: on a CPU the same memory, else a copy."""
+        A = _action_size(self.records)
+        records: NDArray[Any] = self.records.cpu().numpy().view(record_type(A))[..., 0]
+        return records
 
-    @property
-    def terminated(self) -> Bool[Tensor, "C K"]:
-        """Whether the task ended with a step."""
-        return self.records.view(torch.bool)[..., 8]
+    def replace_records(self, records: NDArray[Any]) -> None:
+        """Store others than `on_host` has returned."""
+        self.records.copy_(torch.from_numpy(records.view(np.uint8)).view(self.records.shape))
 
-    @property
-    def begins(self) -> Bool[Tensor, "C K"]:
-        """Whether a transition begins at a slot."""
-        return self.records.view(torch.bool)[..., 9]
+    def first_steps(self, slots: int) -> dict[str, Tensor]:
+        """Return what is known of single steps, of the first slots: all that must be saved."""
+        A, records = _action_size(self.records), self.records[:slots]
+        floats, shorts = records.view(torch.float32), records.view(torch.int16)
+        place = torch.arange(slots, device=records.device)[:, None]
+        return {
+            "observations": self.observations[:slots],
+            "actions": floats[..., :A],
+            "rewards": floats[..., A + 1],
+            "terminated": shorts[..., -1] == -1,
+            "next_slots": (place + (shorts[..., -2].int() & FARTHEST)).int() % len(self.starts),
+        }
 
-    def read(self, places: Int[Tensor, "K B"], discounts: list[float]) -> Batch:
-        """Go some steps on from transitions, or as far as their episodes are stored.
+    def read(self, places: Int[Tensor, "K B"]) -> Batch:
+        """Copy transitions.
 
         Args:
-            places: In the ring of transitions, one for each row of the batch.
-            discounts: Of the first step's reward, the second's, ...: as many as steps are taken.
+            places: In the ring of starts, one for each row of the batch.
 
         Returns:
             A copy, whose parts may be views of one array. The same bits on a CPU, where it is one
-            kernel, and elsewhere, where each step is some operations.
+            kernel, and elsewhere, where it is some operations.
         """
-        if not dispatch.has_operators(places):
-            return self._read_step_by_step(places, discounts)
-        arrays = self.observations, self.actions, self.records, self.starts
-        rows = _read_rows(*arrays, places, discounts)
-        O, A = self.observations.shape[-1], self.actions.shape[-1]  # noqa: E741
-        observations, actions, following, *numbers = rows.split([O, A, O, 1, 1, 1], dim=-1)
-        rewards, terminated, steps = (number.squeeze(-1) for number in numbers)
+        O = self.observations.shape[-1]  # noqa: E741
+        A = _action_size(self.records)
+        if dispatch.has_operators(places):
+            rows = _read_rows(self.observations, self.records, self.starts, places)
+            observations, actions, following, *numbers = rows.split([O, A, O, 1, 1, 1], dim=-1)
+            rewards, terminated, steps = (number.squeeze(-1) for number in numbers)
+        else:
+            slots = _get(self.starts, places)
+            records = _get(self.records, slots)
+            floats, span = records.view(torch.float32), records.view(torch.int16)[..., -1]
+            observations, actions, rewards = (
+                _get(self.observations, slots),
+                floats[..., :A],
+                floats[..., A],
+            )
+            following = _get(self.observations, records.view(torch.int32)[..., A + 2])
+            terminated, steps = (span < 0).float(), span.abs().float()
         return Batch(
             observations=observations,
             actions=actions,
@@ -102,128 +147,73 @@ class Stored:
             steps=steps,
         )
 
-    def _read_step_by_step(self, places: Tensor, discounts: list[float]) -> Batch:
-        slots = self._get("starts", places) % len(self.starts)
-        observations, actions = self._get("observations", slots), self._get("actions", slots)
-        rewards, steps = (torch.zeros(slots.shape, device=slots.device) for _ in range(2))
-        goes_on = torch.ones(slots.shape, dtype=torch.bool, device=slots.device)
-        for step, discount in enumerate(discounts):
-            rewards += discount * self._get("rewards", slots) * goes_on
-            steps += goes_on
-            # Where it ended before, `slots` stays at the last transition.
-            following = self._get("next_slots", slots).long()
-            if step < len(discounts) - 1:
-                ended = self._get("terminated", slots)
-                goes_on = goes_on & ~ended & self._get("begins", following)
-                slots = torch.where(goes_on, following, slots)
-        return Batch(
-            observations=observations,
-            actions=actions,
-            rewards=rewards,
-            next_observations=self._get("observations", following),
-            terminated=self._get("terminated", slots).float(),
-            steps=steps,
-        )
 
-    def _get(self, name: str, slots: Tensor) -> Tensor:
-        """Read each task's slots (K, B): (K, B, ...)."""
-        array = getattr(self, name)
-        tasks = torch.arange(array.shape[1], device=array.device)[:, None]
-        rows = (slots * array.shape[1] + tasks).flatten()
-        found: Tensor = array.flatten(0, 1).index_select(0, rows)
-        return found.view(*slots.shape, *array.shape[2:])
+def _action_size(records: Tensor) -> int:
+    return (records.shape[-1] - record_type(0).itemsize) // torch.float32.itemsize
 
 
-def _room_for_rows(
-    observations: Tensor, actions: Tensor, records: Tensor, starts: Tensor, places: Tensor, _: Any
-) -> Tensor:
-    del records, starts
-    length = 2 * observations.shape[-1] + actions.shape[-1] + 3
+def _get(array: Tensor, slots: Int[Tensor, "K B"]) -> Tensor:
+    """Read each task's slots: (K, B, ...)."""
+    tasks = torch.arange(array.shape[1], device=array.device)[:, None]
+    rows = (slots.long() * array.shape[1] + tasks).flatten()
+    return array.flatten(0, 1).index_select(0, rows).view(*slots.shape, *array.shape[2:])
+
+
+def _room_for_rows(observations: Tensor, records: Tensor, starts: Tensor, places: Tensor) -> Tensor:
+    del starts
+    length = 2 * observations.shape[-1] + _action_size(records) + 3
     return observations.new_empty(*places.shape, length)
 
 
 @dispatch.operator(
-    "(Tensor observations, Tensor actions, Tensor records, Tensor starts, Tensor places, "
-    "float[] discounts) -> Tensor",
-    _room_for_rows,
+    "(Tensor observations, Tensor records, Tensor starts, Tensor places) -> Tensor", _room_for_rows
 )
 def _read_rows(
-    observations: Tensor,
-    actions: Tensor,
-    records: Tensor,
-    starts: Tensor,
-    places: Int[Tensor, "K B"],
-    discounts: list[float],
+    observations: Tensor, records: Tensor, starts: Tensor, places: Int[Tensor, "K B"]
 ) -> Float[Tensor, "K B _"]:
     """Return observations, actions, next observations, rewards, ends and steps side by side."""
-    stored = observations, actions, records, starts
-    rows = _room_for_rows(*stored, places, discounts)
-    arrays = [array.numpy() for array in (*stored, places, rows)]
-    _read(*arrays, np.array(discounts, np.float32))  # type: ignore[call-arg]
+    rows = _room_for_rows(observations, records, starts, places)
+    _read(*(array.numpy() for array in (observations, records, starts, places, rows)))
     return rows
 
 
 @_kernel
 def _read(
     observations: NDArray[np.float32],
-    actions: NDArray[np.float32],
     records: NDArray[np.uint8],
-    starts: NDArray[np.int64],
+    starts: NDArray[np.int32],
     places: NDArray[np.int64],
     rows: NDArray[np.float32],
-    discounts: NDArray[np.float32],
 ) -> None:
     """Fill the rows of a batch; see `Stored.read`.
 
-    What is read is far from the processor. So all rows take a step before any takes the next, and
-    each asks for what it will need then.
+    What is read is far from the processor. So all rows of a task take a step before any takes the
+    next, and ask for what they will need then: little enough that it still lies nearest by then.
     """
-    rewards, next_slots = records.view(np.float32)[..., 0], records.view(np.int32)[..., 1]
-    terminated, begins = records[..., 8], records[..., 9]
+    floats, slots = records.view(np.float32), records.view(np.int32)
+    spans = records.view(np.int16)
     K, B = places.shape
-    O, A = observations.shape[2], actions.shape[2]  # noqa: E741
-    earned, ended, steps = rows[..., -3], rows[..., -2], rows[..., -1]
-    slots, goes_on = np.empty((K, B), np.int64), np.empty((K, B), np.bool_)
+    O, A = observations.shape[2], floats.shape[2] - 4  # noqa: E741
     for k in range(K):
         for b in range(B):
             prefetch(starts, places[k, b], k)
     for k in range(K):
         for b in range(B):
-            slots[k, b] = starts[places[k, b], k] % len(starts)
-            goes_on[k, b] = True
-            earned[k, b] = steps[k, b] = 0
-            prefetch(records, slots[k, b], k)
-            prefetch(actions, slots[k, b], k)
-            prefetch(observations, slots[k, b], k)
-    for step in range(len(discounts)):
-        for k in range(K):
-            for b in range(B):
-                if not goes_on[k, b]:
-                    continue
-                slot = slots[k, b]
-                if step == 0:
-                    _copy(observations[slot, k], rows[k, b], 0)
-                    _copy(actions[slot, k], rows[k, b], O)
-                elif not begins[slot, k]:
-                    goes_on[k, b] = False
-                    continue
-                earned[k, b] += discounts[step] * rewards[slot, k]
-                steps[k, b] += 1
-                ended[k, b] = terminated[slot, k]
-                slots[k, b] = next_slots[slot, k]
-                goes_on[k, b] = not terminated[slot, k]
-                if step + 1 < len(discounts):
-                    prefetch(records, slots[k, b], k)
-    for k in range(K):
+            prefetch(records, starts[places[k, b], k], k)
         for b in range(B):
-            prefetch(observations, slots[k, b], k)
-    for k in range(K):
+            start = starts[places[k, b], k]
+            prefetch(observations, start, k)
+            prefetch(observations, slots[start, k, A + 2], k)
+        # One number after the other: of so few, a library's copy takes longer, as do views.
         for b in range(B):
-            _copy(observations[slots[k, b], k], rows[k, b], O + A)
-
-
-@_kernel
-def _copy(given: NDArray[np.float32], result: NDArray[np.float32], start: int) -> None:
-    """Write numbers one by one: of so few, a library's copy takes longer."""
-    for i in range(len(given)):
-        result[start + i] = given[i]
+            start = starts[places[k, b], k]
+            last, span = slots[start, k, A + 2], spans[start, k, 2 * A + 7]
+            for i in range(O):
+                rows[k, b, i] = observations[start, k, i]
+            for i in range(A):
+                rows[k, b, O + i] = floats[start, k, i]
+            for i in range(O):
+                rows[k, b, O + A + i] = observations[last, k, i]
+            rows[k, b, 2 * O + A] = floats[start, k, A]
+            rows[k, b, 2 * O + A + 1] = span < 0
+            rows[k, b, 2 * O + A + 2] = abs(span)

@@ -188,7 +188,7 @@ class Trainer:
         self.envs.send(sent)
         if overlap:
             self._learn()
-        arrived = self._remember(observations, self._tensor(sent))
+        arrived = self._remember(observations, sent)
         if not overlap or self.progress.env_steps >= self.schedule.total_steps:
             self._learn()
         return arrived
@@ -199,7 +199,7 @@ class Trainer:
         shape = (*observations.shape[:2], *self.envs.single_action_space.shape)
         return torch.rand(shape, generator=self.generator) * 2 - 1
 
-    def _remember(self, observations: Tensor, actions: Tensor) -> Tensor:
+    def _remember(self, observations: Tensor, actions: np.ndarray) -> Tensor:
         """Receive a step and store its transitions; return the next observations."""
         arrived, rewards, terminated, truncated, infos = self.envs.recv()
         final = infos["final_obs"]
@@ -207,15 +207,16 @@ class Trainer:
             arrived, rewards, final, infos["diverged"], self.progress.env_steps
         )
         ended = terminated | truncated
+        # What the replay works with on the host stays there: to ask the device is to wait for it.
         transitions = Batch(
             observations=observations,
-            actions=actions,
-            rewards=self._tensor(rewards),
+            actions=self._by_task(actions),
+            rewards=self._by_task(rewards),
             # Where an episode ended, `arrived` is already the next one's first observation.
             next_observations=self._tensor(final),
             # A time limit is no end of the task: only termination stops values from bootstrapping.
-            terminated=self._tensor(terminated),
-            steps=torch.ones(observations.shape[:2], device=self.device),
+            terminated=self._by_task(terminated),
+            steps=torch.ones(observations.shape[:2]),
         )
         shape = observations.shape[:2]
         self.replay.add(transitions, ended.reshape(shape), left_out=left_out.reshape(shape))
@@ -259,7 +260,11 @@ class Trainer:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         """Give an array ``(K * N, ...)`` its task axis, on the agent's device."""
-        tensor = torch.as_tensor(array, dtype=torch.float32, device=self.device)
+        return self._by_task(array).to(self.device)
+
+    def _by_task(self, array: np.ndarray) -> Tensor:
+        """Give an array its task axis, on the host."""
+        tensor = torch.as_tensor(array, dtype=torch.float32)
         return tensor.view(self.envs.num_tasks, self.envs.envs_per_task, *tensor.shape[1:])
 
     def _flatten(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:

@@ -61,7 +61,7 @@ def test_an_update_stays_on_its_device(dtype, options):
     stored = Stored.allocate(100, K, O, A, "meta")
     for _ in range(2):  # the second finds what the first has allocated
         places = torch.zeros(K, B, dtype=torch.int64, device="meta")
-        metrics = agent.update(stored.read(places, [1.0, 0.9, 0.81]))
+        metrics = agent.update(stored.read(places))
         assert {metric.device.type for metric in metrics.values()} == {"meta"}
     assert agent.act(torch.zeros(K, 4, O, device="meta")).shape == (K, 4, A)
 
