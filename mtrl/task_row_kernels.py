@@ -22,9 +22,12 @@ from .tiles import (
     multiply_tile,
 )
 
-AT_A_TIME = 8192
-"""About so many numbers of each row of J are multiplied out before their inner products are taken:
-those of some ten tasks are in a core's own caches then."""
+AT_A_TIME, OF_MANY = 16384, 4096
+"""About so many bytes of each row of J are multiplied out before their inner products are taken:
+they are in a core's own caches then, or those of a tile, if there are many, in the innermost."""
+
+MANY = 2 * (LEFT + RIGHT)
+"""Rows whose bytes a tile does not meet again before they have left the innermost cache."""
 
 COLUMNS = 1024
 """Of a weighted sum, found at a time: they stay in the innermost cache."""
@@ -63,9 +66,15 @@ def _join(given: NDArray[Any], together: int, result: NDArray[Any]) -> None:
 
 
 @_kernel
-def inputs_at_a_time(D: int) -> int:
-    """Return from how many inputs so many numbers come, whole tiles of them."""
-    return max(1, AT_A_TIME // D // ROWS) * ROWS
+def _at_a_time(rows: NDArray[Any]) -> int:
+    """Return how many numbers of each row of J, of so many and such, are in hand at a time."""
+    return (AT_A_TIME if rows.shape[-2] <= MANY else OF_MANY) // rows.itemsize
+
+
+@_kernel
+def inputs_at_a_time(rows: NDArray[Any], D: int) -> int:
+    """Return from how many inputs they come, whole tiles of them."""
+    return max(1, _at_a_time(rows) // D // ROWS) * ROWS
 
 
 @_kernel
@@ -89,7 +98,7 @@ def multiply_in_tiles(
     E, K, _, I = inputs.shape  # noqa: E741
     D = errors.shape[-1]
     size = rows.itemsize
-    step = inputs_at_a_time(D)
+    step = inputs_at_a_time(rows, D)
     edge = np.empty((ROWS, columns), rows.dtype)
     for e in range(E):
         for k in range(K):
@@ -132,8 +141,8 @@ def add_all_inner_products(
     """Add the inner products of the starts of rows, on and above the Gramian's diagonal."""
     use_widest_vectors()
     for e in range(len(rows)):
-        for start in range(0, length, AT_A_TIME):
-            stop = min(start + AT_A_TIME, length)
+        for start in range(0, length, _at_a_time(rows)):
+            stop = min(start + _at_a_time(rows), length)
             _add_some_inner_products(rows[e], start, stop, sums, gramian)
 
 

@@ -152,7 +152,8 @@ def _multiply_out(
     (_, K, B, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
     if _goes_in_tiles(inputs, errors):
         is_kept = rows.shape[-1] > 0
-        array = numbers(rows if is_kept else _room(1, K, inputs_at_a_time(D) * D, rows.dtype))
+        at_a_time = inputs_at_a_time(numbers(rows), D) * D
+        array = numbers(rows if is_kept else _room(1, K, at_a_time, rows.dtype))
         together, kind = (2, np.uint32) if array.dtype == np.uint16 else (1, array.dtype)
         sums = _room_for_sums(array)
         columns = VECTORS * VECTOR // sums.itemsize
