@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtrl.gradients import Tape
+from mtrl.metrics import is_finite
 from mtrl.optimizer import MultiTaskOptimizer, adam_state, restore_adam
 from mtrl.seeding import make_generator, restore_generator
 from mtrl.state_tree import require_form
@@ -247,7 +248,7 @@ class SAC:
         """Remember the largest rewards; of several steps', their mean, as they add up."""
         sizes = (batch.rewards / batch.steps).abs()
         # What is not finite breaks this update; it is not to break all that follow.
-        largest = torch.where(sizes.isfinite(), sizes, 0.0).amax(dim=-1)
+        largest = torch.where(is_finite(sizes), sizes, 0.0).amax(dim=-1)
         torch.maximum(self.largest_rewards, largest, out=self.largest_rewards)
 
     def critic_losses(
@@ -289,7 +290,7 @@ class SAC:
         """Raise the temperature of tasks whose entropy is below the target, lower the others'."""
         surplus = -log_densities.mean(dim=-1) - self.config.target_entropy
         gradient = self.log_temperatures.detach().exp() * surplus
-        self.log_temperatures.grad = torch.where(gradient.isfinite(), gradient, 0.0)
+        self.log_temperatures.grad = torch.where(is_finite(gradient), gradient, 0.0)
         self._temperature_adam.step()
 
     def _correlated_noise(self, like: Float[Tensor, "K N A"]) -> Float[Tensor, "K N A"]:

@@ -62,10 +62,11 @@ class TaskBlocks:
 
     def rows(self) -> Float[Tensor, "E K I D"]:
         """Return J."""
-        rows = self._multiply_out() if self.kept is None else self.kept[..., : self._length]
+        rows = self.multiply_out() if self.kept is None else self.kept[..., : self._length]
         return self._unflatten(rows.to(self._wide))
 
-    def _multiply_out(self) -> Float[Tensor, "E K ID"]:
+    def multiply_out(self) -> Float[Tensor, "E K ID"]:
+        """Return J, a row for each task; keep nothing."""
         E, K = self.inputs.shape[:2]
         inputs = self.inputs.to(self.errors.dtype).flatten(0, 1)
         return multiply(inputs.mT, self.errors.flatten(0, 1)).to(self._wide).view(E, K, -1)
@@ -93,7 +94,7 @@ class TaskBlocks:
             (rows,), gramian = rows_and_gramian([self.inputs], [self.errors], [], [])
             self.keep(rows)
             return gramian
-        self.kept = rows = self._multiply_out()
+        self.kept = rows = self.multiply_out()
         return torch.bmm(rows, rows.mT).sum(dim=0)
 
     def keep(self, rows: Float[Tensor, "E K _"]) -> None:

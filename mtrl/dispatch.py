@@ -1,6 +1,7 @@
-"""Which of two ways an operation takes: a compiled kernel, or torch's operations.
+"""Which way an operation takes: a kernel for CPUs, one for GPUs, or torch's operations.
 
-A learner's kernel always has a counterpart of torch's operations, for devices other than a CPU.
+A learner's kernel always has a counterpart of torch's operations, for all devices. Kernels for GPUs
+are few, see `mtrl.triton_kernels`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -18,31 +20,63 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Way(enum.Enum):
-    CPU = enum.auto()
+    KERNELS = enum.auto()
     PORTABLE = enum.auto()
     TRACED = enum.auto()
+    GPU = enum.auto()
 
+
+_messages = logging.getLogger("mtrl")
 
 operations: list[Any] = []
 """All that `operator` has made, as torch knows them."""
 
-_way = _Way.CPU
+_way = _Way.KERNELS
 _library = torch.library.Library("mtrl", "DEF")
 
 
 def on_cpu(tensor: Tensor) -> bool:
     """Tell whether to go a CPU's way with a tensor: it lies there, and `portable` is off."""
-    return tensor.device.type == "cpu" and _way is _Way.CPU
+    return tensor.device.type == "cpu" and _way is _Way.KERNELS
 
 
 def has_operators(tensor: Tensor) -> bool:
     """Tell whether an `operator` is the way to go: as `on_cpu`, and also while traced."""
-    return tensor.device.type == "cpu" and _way is not _Way.PORTABLE
+    return tensor.device.type == "cpu" and _way in (_Way.KERNELS, _Way.TRACED)
+
+
+def has_triton(tensor: Tensor) -> bool:
+    """Tell whether a kernel of `mtrl.triton_kernels` is the way to go: on a GPU, with Triton."""
+    if _way is _Way.KERNELS:
+        return tensor.is_cuda and _triton_works()
+    return _way is _Way.GPU
+
+
+@functools.cache
+def _triton_works() -> bool:
+    """Try one kernel: Triton builds what launches it, for which a machine may lack a compiler."""
+    try:
+        from . import triton_kernels
+
+        triton_kernels.summarise(torch.eye(2, device="cuda"))
+    except Exception as error:  # whatever it is, there is another way
+        _messages.warning(
+            "Triton cannot be used (%s), so an update launches up to three times as many kernels: "
+            "install it, gcc and Python's headers",
+            str(error).strip().split("\n")[-1] or type(error).__name__,
+        )
+        return False
+    return True
 
 
 def portable() -> contextlib.AbstractContextManager[None]:
-    """Let a CPU run what other devices run, torch's operations alone."""
+    """Let any device run torch's operations alone."""
     return _going(_Way.PORTABLE)
+
+
+def as_on_a_gpu() -> contextlib.AbstractContextManager[None]:
+    """Let a CPU run what a GPU does, where ``TRITON_INTERPRET=1`` lets it run Triton's kernels."""
+    return _going(_Way.GPU)
 
 
 def traced() -> contextlib.AbstractContextManager[None]:
@@ -63,7 +97,7 @@ def operator(schema: str, result: Callable[..., Any] | None = None) -> Callable[
         name = function.__name__.strip("_")
 
         def called(*args: Any) -> Any:
-            with _going(_Way.CPU):
+            with _going(_Way.KERNELS):
                 return function(*args)
 
         _library.define(f"{name}{schema}")
@@ -75,7 +109,7 @@ def operator(schema: str, result: Callable[..., Any] | None = None) -> Callable[
         @functools.wraps(function)
         def dispatched(*args: Any) -> Any:
             # Straight, where nobody looks: torch's way there costs more than most kernels.
-            return (function if _way is _Way.CPU else traceable)(*args)
+            return (function if _way is _Way.KERNELS else traceable)(*args)
 
         return cast(F, dispatched)
 

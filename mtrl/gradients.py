@@ -8,6 +8,8 @@ what the products need. How they are multiplied out is decided by their shapes, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,8 +18,19 @@ from . import dispatch
 from .blocks import TaskBlocks
 from .task_rows import rows_and_gramian, weighted_sums
 
-Jacobian = list["LayerJacobian"]
-"""The gradients of K tasks with respect to all layers of a tape: the (K, P) Jacobian in parts."""
+COLUMNS = 1024
+"""Of J, whose inner products are taken at a time where there are no kernels of our own: rows are
+few and long, and a GPU's processors each take some of the columns."""
+
+
+class Jacobian(list["LayerJacobian"]):
+    """The gradients of K tasks with respect to all layers of a tape: the (K, P) Jacobian in parts.
+
+    Attributes:
+        together: The layers whose parts lie in one matrix, and that matrix.
+    """
+
+    together: tuple[list[LayerJacobian], Float[Tensor, "K _"]] | None = None
 
 
 class Tape:
@@ -44,14 +57,14 @@ def jacobian(losses: Float[Tensor, " K"], tape: Tape) -> Jacobian:
     """
     tape.layers.clear()
     torch.autograd.grad(losses.sum(), tape.probe, allow_unused=True)
-    return tape.layers[::-1]
+    return Jacobian(tape.layers[::-1])
 
 
 def gramian(jacobian: Jacobian) -> Float[Tensor, "K K"]:
     """Return ``J @ J.T``, the inner products of the tasks' gradients: a sum over layers."""
     if dispatch.has_operators(jacobian[0].sums):
         return _gramian_in_one_call(jacobian)
-    return torch.stack([layer.gramian() for layer in jacobian]).sum(dim=0)
+    return _gramian_in_few_operations(jacobian)
 
 
 def _gramian_in_one_call(jacobian: Jacobian) -> Float[Tensor, "K K"]:
@@ -70,11 +83,33 @@ def _gramian_in_one_call(jacobian: Jacobian) -> Float[Tensor, "K K"]:
     return result
 
 
+def _gramian_in_few_operations(jacobian: Jacobian) -> Float[Tensor, "K K"]:
+    """Write all parts of J into one matrix: on a GPU, operations are what costs."""
+    multiplied_out = [layer for layer in jacobian if layer.blocks.multiplies_out()]
+    others = [layer for layer in jacobian if layer not in multiplied_out]
+    parts = [part for layer in multiplied_out for part in layer.parts()]
+    parts += [part for layer in others for part in layer.sums]
+    K, length = len(parts[0]), sum(part.shape[1] for part in parts)
+    J = torch.cat([*parts, parts[0].new_zeros(K, -length % COLUMNS)], dim=1)
+    strips = J.unflatten(1, (-1, COLUMNS)).transpose(0, 1)
+    result = torch.bmm(strips, strips.mT).sum(dim=0)
+    for layer in jacobian:
+        if layer.one_hot:  # task k's gradient reaches its own row alone, and is the bias's
+            result.diagonal().add_(layer.sums.square().sum(dim=(0, 2)))
+    for layer in others:
+        result = result + layer.blocks.gramian_of_factors()
+    jacobian.together = multiplied_out, J
+    return result
+
+
 def combine(weights: Float[Tensor, " K"], jacobian: Jacobian) -> dict[Tensor, Tensor]:
     """Return ``weights @ J`` by parameter, in the parameters' own shapes."""
     combined: dict[Tensor, Tensor] = {}
     kept = [(layer, layer.blocks.kept) for layer in jacobian if layer.blocks.kept is not None]
-    if kept and dispatch.has_operators(weights):
+    if jacobian.together is not None:
+        layers, J = jacobian.together
+        combined = _split(weights @ J, layers, weights)
+    elif kept and dispatch.has_operators(weights):
         sums = weighted_sums(
             weights,
             [rows for _, rows in kept],
@@ -88,6 +123,22 @@ def combine(weights: Float[Tensor, " K"], jacobian: Jacobian) -> dict[Tensor, Te
         if layer.weight not in combined:
             combined |= layer.combine(weights)
     return combined
+
+
+def _split(
+    gradient: Float[Tensor, " _"], layers: Sequence[LayerJacobian], weights: Float[Tensor, " K"]
+) -> dict[Tensor, Tensor]:
+    """Return a gradient, which begins with these layers' parts, by parameter."""
+    result: dict[Tensor, Tensor] = {}
+    for layer in layers:
+        (E, _, D), I = layer.sums.shape, layer.blocks.inputs.shape[-1]  # noqa: E741
+        rest = len(gradient) - E * (I + 1) * D
+        of_weight, of_bias, gradient = gradient.split([E * I * D, E * D, rest])
+        of_weight = of_weight.view(E, I, D)
+        if layer.one_hot:
+            of_weight = torch.cat([of_weight, weights[:, None] * layer.sums], dim=1)
+        result |= {layer.weight: of_weight, layer.bias: of_bias.view(E, 1, D)}
+    return result
 
 
 def rows(jacobian: Jacobian) -> dict[Tensor, Float[Tensor, "K ..."]]:
@@ -112,12 +163,9 @@ class LayerJacobian:
         self.weight, self.bias = weight, bias
         self.blocks, self.sums, self.one_hot = blocks, sums, one_hot
 
-    def gramian(self) -> Float[Tensor, "K K"]:
-        """Return the inner products of the tasks' gradients."""
-        of_bias = torch.bmm(self.sums, self.sums.mT).sum(dim=0)
-        if self.one_hot:  # task k's gradient reaches its own row alone, and is the bias's
-            of_bias = of_bias + of_bias.diagonal().diag()
-        return self.blocks.gramian().add_(of_bias)
+    def parts(self) -> list[Float[Tensor, "K _"]]:
+        """Return the tasks' gradients a network and parameter at a time, but one-hots'."""
+        return [*self.blocks.multiply_out(), *self.sums]
 
     def combine(self, weights: Float[Tensor, " K"]) -> dict[Tensor, Tensor]:
         """Return the weighted sums of the tasks' gradients, by parameter."""

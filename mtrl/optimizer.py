@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .gradients import Tape, combine, gramian, jacobian
-from .metrics import conflict_metrics
+from .metrics import conflict_metrics, is_finite
 from .state_tree import require_form
 from .types import State, Weighting
 
@@ -81,12 +81,12 @@ class MultiTaskOptimizer:
         """
         # A loss that overflowed, as a zero, has no gradient where its own derivative is finite: the
         # other tasks go on learning.
-        J = jacobian(torch.where(losses.isfinite(), losses, 0.0), tape)
+        J = jacobian(torch.where(is_finite(losses), losses, 0.0), tape)
         G = gramian(J) if self._finds_gramian else None
         weights = self.weighting(G, (losses if rates is None else rates).detach())
         gradient = combine(weights, J)
         norm = torch.nn.utils.get_total_norm(gradient.values())
-        finite = norm.isfinite() if G is None else norm.isfinite() & G.isfinite().all()
+        finite = is_finite(norm) if G is None else is_finite(norm) & is_finite(G).all()
         for parameter in self._parameters.values():
             parameter.grad = gradient[parameter]
         self._adam_step(scale=(norm / self._max_norm).clamp_min(1.0), broken=~finite)

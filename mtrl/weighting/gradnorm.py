@@ -96,9 +96,13 @@ class GradNorm:
             )
         weights = self.weights.clone()
         # In double precision all through: ratios of losses may overflow single, and K are few.
+        state = list(self._buffers().values())
         if dispatch.has_operators(gramian):
-            state = list(self._buffers().values())
             _learn_in_one_call(gramian, losses, state, self.alpha, self.learning_rate)
+        elif dispatch.has_triton(gramian):
+            from .. import triton_kernels
+
+            triton_kernels.learn(gramian, losses, state, self.alpha, self.learning_rate)
         else:
             self._learn(gramian.diagonal().double().clamp_min(0).sqrt(), losses.double())
         return weights.to(losses.dtype)

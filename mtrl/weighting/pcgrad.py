@@ -100,6 +100,10 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float64
     """
     if dispatch.has_operators(gramian):
         return _project_one_by_one(gramian, order)
+    if dispatch.has_triton(gramian):
+        from .. import triton_kernels
+
+        return triton_kernels.project(gramian, order)
     return _project_in_lock_step(gramian.double(), order)
 
 
@@ -147,7 +151,7 @@ def _walk(
 def _project_in_lock_step(
     gramian: Float64[Tensor, "K K"], order: Int[Tensor, "K M"]
 ) -> Float64[Tensor, "K K"]:
-    """Project all tasks' gradients at once: on a GPU, operations are what costs, not their size."""
+    """Project all tasks' gradients at once: where there is no kernel, operations are what costs."""
     finite = gramian.diagonal().isfinite()
     gramian = torch.where(finite[:, None] & finite[None, :], gramian, 0.0)
     squared_norms = gramian.diagonal()

@@ -133,7 +133,7 @@ def test_what_one_task_sees_stays_in_its_row(example, value):
     assert not torch.equal(changed["first"][2], J["first"][2])
 
 
-@pytest.mark.parametrize("way", ["factors", "kept", "forgotten"])
+@pytest.mark.parametrize("way", ["factors", "kept", "forgotten", "mixed"])
 @settings(max_examples=30)
 @given(
     K=st.integers(1, 25),
@@ -150,8 +150,12 @@ def test_gramian_and_combination_are_those_of_the_jacobian(way, K, B, E, sizes):
     expected = _one_pass_per_task(module, inputs)
     tape = Tape()
     J = jacobian(_losses(module(inputs, tape)), tape)
+
+    def multiplies_out(blocks):
+        return blocks.inputs.shape[-1] % 2 == 1 if way == "mixed" else way != "factors"
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TaskBlocks, "multiplies_out", lambda self: way != "factors")
+        patch.setattr(TaskBlocks, "multiplies_out", multiplies_out)
         patch.setattr("mtrl.task_rows.LARGE", math.inf if way == "kept" else 0)
         G, combined = gramian(J), combine(weights, J)
     joined = _joined(expected)

@@ -1,0 +1,166 @@
+"""Triton's kernels against those for a CPU, interpreted here, and compiled for a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents import SAC, SACConfig
+from mtrl import dispatch
+from mtrl.metrics import conflict_metrics
+from mtrl.types import Batch
+from mtrl.weighting.gradnorm import GradNorm
+from mtrl.weighting.pcgrad import PCGrad, project
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+pytest.importorskip("triton")
+
+from mtrl import triton_kernels
+
+# Interpreted, kernels compute with NumPy, which warns of infinities less each other.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+TASKS = (1, 2, 3, 10, 17, 50)
+
+
+def _gramian(K: int, fault: str, generator: torch.Generator) -> Tensor:
+    J = torch.randn(K, 7, generator=generator, dtype=torch.float64)
+    J *= torch.randn(K, 1, generator=generator, dtype=torch.float64).exp()
+    if fault == "zero":
+        J[0] = 0
+    if fault == "nan":
+        J[-1] = torch.nan
+    if fault == "inf":
+        J[-1] = torch.inf
+    return J @ J.T
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("K", TASKS)
+@pytest.mark.parametrize("fault", ["", "zero", "nan", "inf"])
+def test_projections_are_those_of_a_cpu(K, fault, generator):
+    gramian = _gramian(K, fault, generator).to(torch.float32 if K % 2 else torch.float64)
+    order = PCGrad(generator).draw_order(K, gramian.device)
+    actual = triton_kernels.project(gramian, order)
+    torch.testing.assert_close(actual, project(gramian, order), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("K", TASKS)
+@pytest.mark.parametrize("fault", ["", "zero", "nan", "inf"])
+def test_conflicts_are_those_of_a_cpu(K, fault, generator):
+    gramian = _gramian(K, fault, generator).float()
+    expected = conflict_metrics(gramian)
+    with dispatch.as_on_a_gpu():
+        actual = conflict_metrics(gramian)
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("K", TASKS)
+@pytest.mark.parametrize("alpha", [0.0, 0.12, 1.5])
+def test_weights_are_learned_as_on_a_cpu(K, alpha, generator):
+    """Also from steps that are left out, and from losses and norms at the ends of their range."""
+    expected, actual = GradNorm(K, alpha=alpha), GradNorm(K, alpha=alpha)
+    for fault in ("nan", "", "loss", "", "zero losses", "large", "zero", "overflow", ""):
+        losses = torch.rand(K, generator=generator)
+        gramian = _gramian(K, fault, generator).float()
+        if fault == "loss":
+            losses[0] = torch.nan
+        if fault == "zero losses":
+            losses.zero_()
+        gramian *= {"large": 1e30, "overflow": 1e38}.get(fault, 1.0)
+        weights = expected(gramian, losses)
+        with dispatch.as_on_a_gpu():
+            torch.testing.assert_close(actual(gramian, losses), weights)
+        torch.testing.assert_close(actual.state_dict(), expected.state_dict(), rtol=1e-6, atol=0)
+    assert actual.state_dict()["steps"] > 3
+    assert K == 1 or not torch.equal(actual.weights, torch.ones(K))
+
+
+def test_an_update_on_a_gpu_is_the_update(generator, monkeypatch):
+    """All that runs there, but for the GPU: torch's operations and these kernels."""
+    calls: Counter[str] = Counter()
+
+    def counted(function):
+        def call(*args):
+            calls[function.__name__] += 1
+            return function(*args)
+
+        return call
+
+    for kernel in (triton_kernels.project, triton_kernels.learn, triton_kernels.summarise):
+        monkeypatch.setattr(triton_kernels, kernel.__name__, counted(kernel))
+    K, B, O, A = 4, 32, 5, 2  # noqa: E741
+    config = SACConfig(critic_width=24, actor_width=24)
+    sizes = {"num_tasks": K, "observation_size": O, "action_size": A}
+    one, other = (SAC(config, **sizes, seed=0, device="cpu") for _ in range(2))
+    for _ in range(3):
+        normal = torch.randn(4, K, B, O, generator=generator)
+        batch = Batch(
+            observations=normal[0],
+            actions=normal[1, ..., :A].tanh(),
+            rewards=normal[2, ..., 0],
+            next_observations=normal[3],
+            terminated=torch.zeros(K, B),
+            steps=torch.ones(K, B),
+        )
+        expected = one.update(batch)
+        with dispatch.as_on_a_gpu():
+            actual = other.update(batch)
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+    assert calls == {"project": 6, "learn": 6, "summarise": 6}
+
+
+def test_without_them_there_is_another_way(monkeypatch, caplog):
+    dispatch._triton_works.cache_clear()
+
+    def fail(gramian):
+        raise RuntimeError("what was run\nFailed to find C compiler.")
+
+    monkeypatch.setattr(triton_kernels, "summarise", fail)
+    monkeypatch.setattr(torch, "eye", lambda *_, device: torch.ones(2, 2))
+    assert not dispatch._triton_works()
+    assert "Triton cannot be used (Failed to find C compiler.)" in caplog.text
+    monkeypatch.undo()
+    dispatch._triton_works.cache_clear()
+
+
+COMPILE = """
+import struct
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from mtrl import triton_kernels as kernels
+
+def compile(kernel, signature, **constants):
+    signature = signature | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature, constants)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+
+f, d, i = "*fp32", "*fp64", "i32"
+project = {"gramian": f, "order": "*i64", "coefficients": d, "K": i, "M": i}
+assert compile(kernels._project, project, BLOCK=64)["cubin"]
+assert compile(kernels._summarise, {"gramian": f, "summary": f, "K": i}, BLOCK=64)["cubin"]
+state = ("weights", "initial_losses", "first_moment", "second_moment", "steps")
+learn = dict.fromkeys(("gramian", "losses", *state), f) | {"K": i}
+names = ("ALPHA", "LEARNING_RATE", "LOSS_FLOOR", "FIRST_DECAY", "SECOND_DECAY", "EPSILON")
+constants = dict(zip(names, (0.12, 3e-4, 1e-3, 0.9, 0.999, 1e-12)))
+code = compile(kernels._learn, learn, **constants, MINIMUM=1e-3, BLOCK=64)
+for constant in constants.values():  # in double precision
+    assert struct.pack(">d", constant).hex().upper() in code["ptx"].upper(), constant
+"""
+
+
+def test_they_compile_for_a_gpu(tmp_path):
+    """An H100's instructions: what compiles them comes with Triton, and needs none."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True)
