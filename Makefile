@@ -7,8 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$p && break; done)
 BIN := .venv/bin
-# Processes that share the tests; 0 is one, which leaves the tests that measure time a core.
-WORKERS ?= 0
+# Processes that share the tests. 0 is one, for a machine that is busy: some tests need a core.
+WORKERS ?= 2
 
 help:
 	@echo 'make train   install, then train on MT10 (add options: make train ARGS="--seed 2")'

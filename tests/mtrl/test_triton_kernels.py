@@ -26,7 +26,7 @@ from mtrl import triton_kernels
 # Interpreted, kernels compute with NumPy, which warns of infinities less each other.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-TASKS = (1, 2, 3, 10, 17, 50)
+TASKS = (1, 2, 3, 10, 17)
 
 
 def _gramian(K: int, fault: str, generator: torch.Generator) -> Tensor:
