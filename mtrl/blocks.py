@@ -27,6 +27,10 @@ TASKS_AT_ONCE = 10
 """Tasks in one strip of a symmetric product: fewer multiply less above the diagonal, more fill the
 processor better."""
 
+STRIP_COST = 600_000_000
+"""Where there are no kernels of our own, as on a GPU, a strip is six operations more to launch. In
+two microseconds each a GPU multiplies and adds so often."""
+
 _kernel = Compiler("blocks", Path(__file__), Path(bf16.__file__)).vectorised_kernel
 
 
@@ -114,7 +118,8 @@ class TaskBlocks:
         (_, K, B, I), D = self.inputs.shape, self.errors.shape[-1]  # noqa: E741
         is_nearby = dispatch.has_operators(self.errors) and not is_large(self.inputs, self.errors)
         cost = ELEMENT_COST_NEARBY if is_nearby else ELEMENT_COST
-        return self._is_column or multiplying_out_is_cheaper(K, B, I, D, cost)
+        strip_cost = 0 if dispatch.has_operators(self.errors) else STRIP_COST
+        return self._is_column or multiplying_out_is_cheaper(K, B, I, D, cost, strip_cost)
 
     def gramian_of_factors(self) -> Float[Tensor, "K K"]:
         """Return the Gramian without J."""
@@ -134,11 +139,12 @@ def multiplying_out_is_cheaper(
     I: int,  # noqa: E741
     D: int,
     element_cost: int = ELEMENT_COST,
+    strip_cost: int = 0,
 ) -> bool:
     """Count operations for K tasks, B rows each, of I inputs and D outputs; see `TaskBlocks`."""
     strips = -(-K // TASKS_AT_ONCE)
     share = (strips + 1) / (2 * strips)  # of the pairs that are on or above the diagonal
-    factors = 2 * (K * B) ** 2 * (I + D) * share
+    factors = 2 * (K * B) ** 2 * (I + D) * share + strips * strip_cost
     return factors > I * D * (K * K + element_cost * K)
 
 

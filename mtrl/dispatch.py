@@ -58,11 +58,13 @@ def _triton_works() -> bool:
     try:
         from . import triton_kernels
 
-        triton_kernels.summarise(torch.eye(2, device="cuda"))
+        summary = triton_kernels.summarise(torch.eye(2, device="cuda")).tolist()
+        if summary != [0.0, 0.0, 1.0, 1.0]:
+            raise RuntimeError(f"of two orthogonal unit vectors it makes {summary}")
     except Exception as error:  # whatever it is, there is another way
         _messages.warning(
             "Triton cannot be used (%s), so an update launches up to three times as many kernels: "
-            "install it, gcc and Python's headers",
+            "it may lack a C compiler or Python's headers",
             str(error).strip().split("\n")[-1] or type(error).__name__,
         )
         return False

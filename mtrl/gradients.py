@@ -91,6 +91,7 @@ def _gramian_in_few_operations(jacobian: Jacobian) -> Float[Tensor, "K K"]:
     parts += [part for layer in others for part in layer.sums]
     K, length = len(parts[0]), sum(part.shape[1] for part in parts)
     J = torch.cat([*parts, parts[0].new_zeros(K, -length % COLUMNS)], dim=1)
+    del parts  # for the rest of the way one J is enough
     strips = J.unflatten(1, (-1, COLUMNS)).transpose(0, 1)
     result = torch.bmm(strips, strips.mT).sum(dim=0)
     for layer in jacobian:

@@ -19,8 +19,8 @@ class Updates:
 
     These networks are small: a GPU spends an update waiting for the next of some hundred kernels to
     be launched. A graph launches all of them at once. It repeats the very operations that the same
-    function runs on a CPU with `mtrl.dispatch.as_on_a_gpu`, on the same memory; so an update must have
-    static shapes, must not ask the device for a number, and must keep its state in place.
+    function runs on a CPU with `mtrl.dispatch.as_on_a_gpu`, on the same memory; so an update must
+    have static shapes, must not ask the device for a number, and must keep its state in place.
 
     Args:
         update: Takes one update, replay sampling included, and returns detached metrics. What

@@ -33,7 +33,6 @@ class Growing:
     def __init__(
         self, shape: tuple[int, int], discounts: Sequence[float], action_size: int, capacity: int
     ) -> None:
-        self.shape = shape
         self._discounts = np.asarray(discounts, np.float32)
         self._capacity = capacity
         # A ring of n steps, in which a transition lies where it began.
@@ -64,12 +63,12 @@ class Growing:
             what the ring has forgotten, and their records.
         """
         n = len(self._discounts)
-        rewards = transitions.rewards.cpu().numpy()
-        terminated = transitions.terminated.cpu().numpy() > 0
+        rewards = transitions.rewards.float().cpu().numpy()
+        terminated = transitions.terminated.float().cpu().numpy() > 0
         self._now = (self._now + 1) % n
         self._records[self._now] = 0
         new = self._records[self._now]
-        new["actions"] = transitions.actions.cpu().numpy()
+        new["actions"] = transitions.actions.float().cpu().numpy()
         new["reward"], new["next"] = rewards, after - before
         self._numbers[self._now] = before
         grows = self._grows & ~left_out

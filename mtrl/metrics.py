@@ -15,6 +15,9 @@ from torch import Tensor
 from . import dispatch
 from .compiler import Compiler
 
+PAIRS_OF = 64
+"""Tasks all of whose pairs fit one of a GPU's programs."""
+
 _kernel = Compiler("metrics", Path(__file__)).kernel
 
 
@@ -37,7 +40,7 @@ def conflict_metrics(gramian: Float[Tensor, "K K"]) -> dict[str, Tensor]:
     K = len(gramian)
     if dispatch.has_operators(gramian):
         return _name(_summary(gramian))
-    if dispatch.has_triton(gramian):
+    if dispatch.has_triton(gramian) and K <= PAIRS_OF:
         from . import triton_kernels
 
         return _name(triton_kernels.summarise(gramian))

@@ -277,7 +277,7 @@ class Replay:
         distances = (next_slots - np.arange(used)[:, None]) % self.capacity
         records["next"] = np.where(distances <= FARTHEST, distances, 0)  # not a transition's if 0
         grow(records, next_slots, terminated, begins[:used], self._discounts)
-        self._stored.replace_records(all_records)
+        self._stored.store(all_records)
         self._growing = None
         if self._latest is not None and self._over is not None:
             self._growing = self._make_growing(self._latest.shape)
@@ -325,12 +325,16 @@ class Replay:
             return False
         for k in range(self._num_tasks):
             numbers = starts[(forgotten[k] + np.arange(size[k])) % C, k]  # oldest first
+            if (
+                (numbers < max(written[k] - C, 0)).any()
+                or (numbers >= written[k]).any()
+                or (np.diff(numbers) <= 0).any()
+            ):
+                return False
             slots = numbers % C
             distances = (next_slots[slots, k] - slots) % C
             if (
-                (numbers < max(written[k] - C, 0)).any()
-                or (np.diff(numbers) <= 0).any()
-                or (distances == 0).any()
+                (distances == 0).any()
                 or (distances > FARTHEST).any()
                 or (numbers + distances >= written[k]).any()
             ):

@@ -94,8 +94,8 @@ class Stored:
         records: NDArray[Any] = self.records.cpu().numpy().view(record_type(A))[..., 0]
         return records
 
-    def replace_records(self, records: NDArray[Any]) -> None:
-        """Store others than `on_host` has returned."""
+    def store(self, records: NDArray[Any]) -> None:
+        """Store what was changed in the records that `on_host` returned."""
         self.records.copy_(torch.from_numpy(records.view(np.uint8)).view(self.records.shape))
 
     def first_steps(self, slots: int) -> dict[str, Tensor]:

@@ -121,7 +121,7 @@ def _learn(  # type: ignore[no-untyped-def]
     MINIMUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Take one step; in double precision, whose constants have to be told, all through."""
+    """Take one step, in double precision all through: numbers alone would be single."""
     alpha = tl.full((), ALPHA, tl.float64)
     first_decay = tl.full((), FIRST_DECAY, tl.float64)
     second_decay = tl.full((), SECOND_DECAY, tl.float64)
@@ -183,10 +183,10 @@ def _learn(  # type: ignore[no-untyped-def]
 def summarise(gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K+2"]:
     """Return conflict rate, smallest cosine and norms; see `mtrl.metrics.conflict_metrics`."""
     K = len(gramian)
-    summary = gramian.new_empty(K + 2)
+    summary = gramian.new_empty(K + 2, dtype=torch.float32)
     with torch.cuda.device_of(gramian):
-        _summarise[(1,)](gramian.contiguous(), summary, K, BLOCK=_block(K))
-    return summary
+        _summarise[(1,)](gramian.float().contiguous(), summary, K, BLOCK=_block(K))
+    return summary.to(gramian.dtype)
 
 
 @_kernel
@@ -194,11 +194,11 @@ def _summarise(gramian, summary, K, BLOCK: tl.constexpr):  # type: ignore[no-unt
     """Look at each pair once."""
     tasks = tl.arange(0, BLOCK)
     squares = tl.load(gramian + tasks * (K + 1), mask=tasks < K, other=0.0)
-    norms = tl.sqrt(tl.where(squares < 0, 0.0, squares))  # NaN stays
+    norms = tl.sqrt_rn(tl.where(squares < 0, 0.0, squares))  # NaN stays
     lengths = norms[:, None] * norms[None, :]
     pairs = (tasks[:, None] < tasks[None, :]) & (tasks[None, :] < K)
     products = tl.load(gramian + tasks[:, None] * K + tasks[None, :], mask=pairs, other=0.0)
-    cosines = products / tl.where(lengths > 0, lengths, 1.0)
+    cosines = tl.div_rn(products, tl.where(lengths > 0, lengths, 1.0))
     conflicts = tl.sum(tl.sum((pairs & (cosines < 0)).to(tl.int32), axis=1), axis=0)
     smallest = tl.min(tl.min(tl.where(pairs, cosines, 1.0), axis=1), axis=0)
     unknown = tl.max(tl.max((pairs & (cosines != cosines)).to(tl.int32), axis=1), axis=0)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 
 import pytest
+import torch
 from hypothesis import settings
 
 from mtrl.dispatch import portable
+
+if not torch.cuda.is_available():  # read when Triton is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The same examples on every run and machine: a failure is a failure of the change under test.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)

@@ -76,7 +76,7 @@ def _transitions(before, after):
         actions=-(before + task)[..., None] - torch.arange(A) / 8,
         rewards=before + task,
         next_observations=(after + task)[..., None] + torch.arange(O) / 8,
-        terminated=before % 2,
+        terminated=(before % 5 == 0).float(),
         steps=torch.ones_like(before),
     )
 
@@ -107,9 +107,12 @@ _flags = st.lists(st.booleans(), min_size=K * 2, max_size=K * 2)
     capacity=st.integers(6, 20),
     steps=st.lists(st.tuples(_flags, _flags), min_size=1, max_size=25),
     rarely=st.booleans(),
+    detached=st.booleans(),
 )
-def test_remembers_what_lists_remember_however_episodes_end(capacity, steps, rarely):
+def test_remembers_what_lists_remember_however_episodes_end(capacity, steps, rarely, detached):
     streams = Streams(capacity, N=2)
+    if detached:  # as on a GPU, where what the host needs to know is not the same memory
+        streams.replay._starts_on_host = streams.replay._starts_on_host.copy()
     for number, (ended, left_out) in enumerate(steps):
         keep = number % 7 != 0 and rarely
         streams.step(
@@ -125,38 +128,47 @@ def test_remembers_what_lists_remember_however_episodes_end(capacity, steps, rar
 @given(
     capacity=st.integers(6, 20),
     steps=st.lists(st.tuples(_flags, _flags), min_size=1, max_size=25),
-    n=st.integers(1, 4),
+    n=st.integers(1, 5),
     reload_after=st.integers(0, 30),
-    saved_with=st.integers(1, 4),
+    saved_with=st.integers(1, 5),
 )
 def test_several_steps_are_what_one_by_one_add_up_to(capacity, steps, n, reload_after, saved_with):
-    """Also where a replay goes on whose transitions, when it was saved, were of other lengths."""
-    reloads = reload_after <= len(steps)
-    streams = Streams(capacity, N=2, steps=saved_with if reloads else n, discount=0.5)
+    """After each step; also where a replay goes on that was saved with other numbers of steps."""
+    reloads = reload_after < len(steps)
+    spans = saved_with if reloads else n
+    streams = Streams(capacity, N=2, steps=spans, discount=0.5)
     for number, (ended, left_out) in enumerate(steps):
+        streams.step(np.reshape(ended, (K, 2)), np.reshape(left_out, (K, 2)))
         if number == reload_after:
             streams.reload(steps=n, discount=0.5)
-        streams.step(np.reshape(ended, (K, 2)), np.reshape(left_out, (K, 2)))
-    if len(steps) == reload_after:
-        streams.reload(steps=n, discount=0.5)
-    replay = streams.replay
-    if not replay.size:
-        return
-    batch = replay.sample(300)
+            spans = n
+        _assert_sums(streams, spans, count=40)
+    found = _assert_sums(streams, spans, count=300)
+    if streams.replay.size:
+        assert found == [{first for first, _ in streams.expected(k)} for k in range(K)]
+
+
+def _assert_sums(streams: Streams, n: int, count: int) -> list[set[float]]:
+    """Samples are sums of transitions that lead on; return the numbers that they begin at."""
+    if not streams.replay.size:
+        return []
+    batch = streams.replay.sample(count)
+    found = []
     for k in range(K):
         following = dict(streams.expected(k))
         starts = (batch.observations[k, :, 0] - 1000 * k).tolist()
-        assert set(starts) == set(following)
+        found.append(set(starts))
         for row, start in enumerate(starts):
             chain = [start]
-            while len(chain) < n and not chain[-1] % 2 and following[chain[-1]] in following:
+            while len(chain) < n and chain[-1] % 5 and following[chain[-1]] in following:
                 chain.append(following[chain[-1]])
             total = sum(0.5**i * (first + 1000 * k) for i, first in enumerate(chain))
             assert batch.rewards[k, row] == total
             assert batch.steps[k, row] == len(chain)
-            assert batch.terminated[k, row] == chain[-1] % 2
+            assert batch.terminated[k, row] == (chain[-1] % 5 == 0)
             assert batch.next_observations[k, row, 0] == following[chain[-1]] + 1000 * k
             assert batch.actions[k, row, 0] == -(start + 1000 * k)
+    return found
 
 
 @pytest.mark.parametrize("n", [1, 2, 8])
@@ -324,6 +336,39 @@ def test_a_state_that_contradicts_itself_is_refused(changes):
     replay = _filled(5, 8)
     with pytest.raises(UserError, match="contradicts itself"):
         _filled(5, 2).load_state_dict(replay.state_dict() | changes)
+
+
+@pytest.mark.parametrize("number", [-3, 4, 8, 2**40])
+def test_so_is_one_of_a_ring_that_is_not_full(number):
+    state = _filled(11, 3).state_dict()
+    state["starts"][1] = number
+    with pytest.raises(UserError, match="contradicts itself"):
+        _filled(11, 2).load_state_dict(state)
+
+
+def test_so_are_starts_out_of_order_and_steps_too_far():
+    state = _filled(5, 8).state_dict()
+    with pytest.raises(UserError, match="contradicts itself"):
+        _filled(5, 2).load_state_dict(state | {"starts": state["starts"].roll(1, dims=0)})
+    large = Replay(K, 70_000, O, A, generator=torch.Generator())
+    for step in range(4):
+        large.add(_transitions(np.full((K, 20_000), step), np.full((K, 20_000), step + 1)))
+    state = large.state_dict()
+    large.load_state_dict(state)
+    first = int(state["starts"][state["forgotten"][0] % 70_000, 0]) % 70_000
+    state["next_slots"][first, 0] = (first + 66_000) % 70_000
+    with pytest.raises(UserError, match="contradicts itself"):
+        large.load_state_dict(state)
+
+
+def test_other_types_are_stored_as_float32():
+    replay = Replay(K, 9, O, A, generator=torch.Generator())
+    given = _transitions(np.full((K, 1), 1), np.full((K, 1), 2))
+    fields = {name: value.bfloat16() for name, value in vars(given).items()}
+    replay.add(Batch(**fields))
+    batch = replay.sample(4)
+    assert torch.equal(batch.rewards, fields["rewards"].float().expand(K, 4))
+    assert batch.rewards.dtype == batch.actions.dtype == torch.float32
 
 
 def test_mistakes_are_named():
