@@ -14,7 +14,7 @@ from . import bf16, dispatch
 from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
 from .products import multiply
-from .task_rows import is_large, rows_and_gramian, sums_of_columns
+from .task_rows import is_large, sums_of_columns
 
 ELEMENT_COST = 30
 """Writing and reading one number of J takes as long as this many multiplications and additions
@@ -53,7 +53,7 @@ class TaskBlocks:
             are at least of float32.
 
     Attributes:
-        kept: J, its rows multiplied out, with unused numbers between them on a CPU, or None.
+        kept: J, its rows multiplied out with unused numbers between them, if a CPU keeps it.
     """
 
     def __init__(self, inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> None:
@@ -78,28 +78,13 @@ class TaskBlocks:
     def _unflatten(self, rows: Float[Tensor, "*batch ID"]) -> Float[Tensor, "*batch I D"]:
         return rows.view(*rows.shape[:-1], self.inputs.shape[-1], self.errors.shape[-1])
 
-    def gramian(self) -> Float[Tensor, "K K"]:
-        """Return ``J @ J.T``, summed over the E networks."""
-        return self.gramian_of_rows() if self.multiplies_out() else self.gramian_of_factors()
-
     def combine(self, weights: Float[Tensor, " K"]) -> Float[Tensor, "E I D"]:
-        """Return ``weights @ J``."""
-        # A column's J is found in one pass over the inputs, as is its weighted sum without it.
-        if self.kept is None and self._is_column and dispatch.on_cpu(self.errors):
-            self.kept = sums_of_columns(self.inputs, self.errors)
-        if self.kept is None:
-            product = multiply(self.inputs.flatten(1, 2).mT, self._scaled(weights).flatten(1, 2))
-            return product.to(self._wide)
-        return self._unflatten(weights @ self.kept[..., : self._length].to(self._wide))
-
-    def gramian_of_rows(self) -> Float[Tensor, "K K"]:
-        """Multiply J out, keep it if it is not too large, and return its Gramian."""
-        if dispatch.has_operators(self.errors):
-            (rows,), gramian = rows_and_gramian([self.inputs], [self.errors], [], [])
-            self.keep(rows)
-            return gramian
-        self.kept = rows = self.multiply_out()
-        return torch.bmm(rows, rows.mT).sum(dim=0)
+        """Return ``weights @ J``, without J."""
+        # But for a column's, which is found in one pass over the inputs, as the sum would be.
+        if self._is_column and dispatch.on_cpu(self.errors):
+            return self._unflatten(weights @ sums_of_columns(self.inputs, self.errors))
+        product = multiply(self.inputs.flatten(1, 2).mT, self._scaled(weights).flatten(1, 2))
+        return product.to(self._wide)
 
     def keep(self, rows: Float[Tensor, "E K _"]) -> None:
         """Remember J, as `mtrl.task_rows.rows_and_gramian` returned it."""
@@ -122,7 +107,7 @@ class TaskBlocks:
         return self._is_column or multiplying_out_is_cheaper(K, B, I, D, cost, strip_cost)
 
     def gramian_of_factors(self) -> Float[Tensor, "K K"]:
-        """Return the Gramian without J."""
+        """Return ``J @ J.T``, summed over the E networks, without J."""
         K, B = self.errors.shape[1:3]
         gramian = self.errors.new_zeros(K, K, dtype=self._wide)
         for first in range(0, K, TASKS_AT_ONCE):

@@ -110,7 +110,7 @@ def combine(weights: Float[Tensor, " K"], jacobian: Jacobian) -> dict[Tensor, Te
     if jacobian.together is not None:
         layers, J = jacobian.together
         combined = _split(weights @ J, layers, weights)
-    elif kept and dispatch.has_operators(weights):
+    elif kept:
         sums = weighted_sums(
             weights,
             [rows for _, rows in kept],

@@ -83,12 +83,14 @@ expected = torch.nn.functional.layer_norm(products.float(), [4]).relu()
 torch.testing.assert_close(result.float(), expected, rtol=2**-8, atol=1e-6)
 assert Activation(norm=True, relu=True).backward(result, kept)[0].dtype == torch.bfloat16
 blocks = TaskBlocks(products, products)
-blocks.multiplies_out = lambda: True
 rows = (products.double().mT @ products.double()).flatten(2)
+expected = (rows @ rows.mT).sum(dim=0)
 torch.testing.assert_close(
-    blocks.gramian().double(), (rows @ rows.mT).sum(dim=0), rtol=0.01, atol=0.01
+    blocks.gramian_of_factors().double(), expected, rtol=0.01, atol=0.01
 )
 from mtrl.task_rows import rows_and_gramian, weighted_sums
+_, gramian = rows_and_gramian([products], [products], [], [])
+torch.testing.assert_close(gramian.double(), expected, rtol=0.01, atol=0.01)
 for D in (1, 3):
     inputs, errors, sums = torch.randn(1, 2, 4, 5), torch.randn(1, 2, 4, D), torch.randn(1, 2, D)
     J = torch.cat([(inputs.mT @ errors).flatten(2), sums], dim=2)

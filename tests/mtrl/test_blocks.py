@@ -11,6 +11,7 @@ from torch import Tensor
 from mtrl import dispatch
 from mtrl.blocks import TaskBlocks
 from mtrl.device import has_bf16
+from mtrl.gradients import Jacobian, LayerJacobian, combine, gramian
 from mtrl.tiles import takes_bf16
 
 pytestmark = pytest.mark.usefixtures("both_ways")
@@ -23,6 +24,14 @@ def generator():
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _jacobian(blocks: TaskBlocks, *, multiplied_out: bool = True) -> Jacobian:
+    """Return that of one layer, whose biases count for nothing."""
+    (E, K, _, D), I = blocks.errors.shape, blocks.inputs.shape[-1]  # noqa: E741
+    sums = torch.zeros(E, K, D, dtype=blocks.rows().dtype)
+    blocks.multiplies_out = lambda: multiplied_out
+    return Jacobian([LayerJacobian(torch.empty(E, I, D), sums[:, :1], blocks, sums, False)])
 
 
 @pytest.mark.parametrize(
@@ -48,11 +57,11 @@ def test_what_stays_in_the_caches_is_multiplied_out_sooner():
 def test_inner_products_of_long_rows(K, dtype, generator):
     inputs, errors = (_normal(generator, 2, K, 9, 50).to(dtype) for _ in range(2))
     blocks = TaskBlocks(inputs, errors)
-    blocks.multiplies_out = lambda: True
     rows = (inputs.double().mT @ errors.double()).flatten(2)  # 2,500 numbers each
     expected = (rows @ rows.mT).sum(dim=0).to(dtype)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
-    torch.testing.assert_close(blocks.gramian(), expected, rtol=tolerance, atol=tolerance * 100)
+    found = gramian(_jacobian(blocks))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * 100)
 
 
 @pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 6, 7, 10, 11])
@@ -63,14 +72,13 @@ def test_inner_products_and_weighted_sums_in_bf16(K, in_hardware, generator, mon
         monkeypatch.setattr(f"mtrl.{module}.has_bf16", lambda _: in_hardware)
     inputs = _normal(generator, 2, K, 9, 43).bfloat16()
     errors, weights = _normal(generator, 2, K, 9, 50).bfloat16(), _normal(generator, K).float()
-    blocks = TaskBlocks(inputs, errors)
-    blocks.multiplies_out = lambda: True
+    J = _jacobian(TaskBlocks(inputs, errors))
     rows = (inputs.double().mT @ errors.double()).bfloat16().double().flatten(2)  # 2,150 numbers
-    gramian, combined = blocks.gramian(), blocks.combine(weights)
-    assert gramian.dtype == combined.dtype == torch.float32
+    G, combined = gramian(J), combine(weights, J)[J[0].weight]
+    assert G.dtype == combined.dtype == torch.float32
     expected = (rows @ rows.mT).sum(dim=0)
     # Sums of either order may end on two sides of a tie.
-    torch.testing.assert_close(gramian.double(), expected, rtol=1e-3, atol=2)
+    torch.testing.assert_close(G.double(), expected, rtol=1e-3, atol=2)
     expected = torch.einsum("k,ekp->ep", weights.double(), rows)
     torch.testing.assert_close(combined.flatten(1).double(), expected, rtol=1e-2, atol=0.1)
 
@@ -79,13 +87,12 @@ def test_inner_products_and_weighted_sums_in_bf16(K, in_hardware, generator, mon
 def test_a_weighted_sum_in_bf16_without_rows_rounds_the_weighted_errors(way, generator):
     inputs, errors = (_normal(generator, 2, 3, 9, 50).bfloat16() for _ in range(2))
     weights = torch.tensor([0.3, -2.0, 1.7])
-    blocks = TaskBlocks(inputs, errors)
+    J = _jacobian(TaskBlocks(inputs, errors), multiplied_out=False)
     if way == "factors":
-        blocks.multiplies_out = lambda: False
-        blocks.gramian()
+        gramian(J)
     scaled = (errors.float() * weights[:, None, None]).bfloat16()
     expected = inputs.double().flatten(1, 2).mT @ scaled.double().flatten(1, 2)
-    combined = blocks.combine(weights)
+    combined = combine(weights, J)[J[0].weight]
     assert combined.dtype == torch.float32
     torch.testing.assert_close(combined.double(), expected, rtol=2**-8, atol=1e-4)
 
@@ -98,14 +105,14 @@ def test_one_column_of_errors_is_not_rounded(dtype, generator):
     expected = inputs.double().mT @ errors
     torch.testing.assert_close(blocks.rows().double(), expected, rtol=1e-5, atol=1e-5)
     for has_gramian in (False, True):
-        blocks = TaskBlocks(inputs, errors.float())
+        J = _jacobian(TaskBlocks(inputs, errors.float()))
         if has_gramian:
             rows = expected.flatten(2)
-            torch.testing.assert_close(
-                blocks.gramian().double(), (rows @ rows.mT).sum(dim=0), rtol=1e-4, atol=1e-3
-            )
+            G = (rows @ rows.mT).sum(dim=0)
+            torch.testing.assert_close(gramian(J).double(), G, rtol=1e-4, atol=1e-3)
+        found = combine(weights, J)[J[0].weight].double()
         combined = torch.einsum("k,ekid->eid", weights.double(), expected)
-        torch.testing.assert_close(blocks.combine(weights).double(), combined, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, combined, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +122,11 @@ def test_one_column_of_errors_is_not_rounded(dtype, generator):
 def test_a_large_jacobian_is_not_kept(K, B, keeps):
     inputs = torch.zeros(2, K, B, 256)
     blocks = TaskBlocks(inputs, inputs)
-    blocks.gramian_of_rows()
-    assert (blocks.kept is not None) is (keeps or not dispatch.has_operators(inputs))
+    J = _jacobian(blocks)
+    gramian(J)
+    assert (blocks.kept is not None or J.together is not None) is (
+        keeps or not dispatch.has_operators(inputs)
+    )
 
 
 # An odd number of rows, and more than a kernel takes; whole tiles and not, a row in one piece and
@@ -135,8 +145,8 @@ def test_rows_and_their_inner_products(K, B, size, dtype, is_kept, generator, mo
     full = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = _normal(generator, 2, K, B, I).to(dtype)
     blocks = TaskBlocks(inputs, _normal(generator, 2, K, B, D).to(full))
-    gramian = blocks.gramian_of_rows()
-    assert gramian.dtype == full
+    G = gramian(_jacobian(blocks))
+    assert G.dtype == full
     in_tiles = dtype != torch.bfloat16 or takes_bf16()
     if not is_kept and D > 1 and B <= 64 and in_tiles and dispatch.has_operators(inputs):
         assert blocks.kept is None
@@ -149,7 +159,7 @@ def test_rows_and_their_inner_products(K, B, size, dtype, is_kept, generator, mo
     exact = 1e-13 if dtype == torch.float64 else 1e-5
     expected = (kept @ kept.mT).sum(dim=0)
     room = exact * expected.diagonal().max().item()
-    torch.testing.assert_close(gramian.double(), expected, rtol=exact, atol=room)
+    torch.testing.assert_close(G.double(), expected, rtol=exact, atol=room)
 
 
 @pytest.mark.parametrize("B", [1, 3, 4, 6, 64, 65])  # the kernel, but for the last
@@ -162,8 +172,8 @@ def test_gradients_of_few_rows_with_zeros(B, I, D, dtype, generator, monkeypatch
     inputs[0, 1] = 0
     errors = errors.double() if dtype == torch.float64 else errors
     blocks = TaskBlocks(inputs, errors)
-    blocks.gramian_of_rows()
-    assert blocks.kept is not None
+    gramian(_jacobian(blocks))
+    assert (blocks.kept is not None) is dispatch.has_operators(inputs)
     J = blocks.rows()
     assert J.dtype == errors.dtype
     rounding = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2e-2}[dtype]
@@ -182,7 +192,7 @@ def test_what_is_not_finite_stays_in_the_gradients_of_its_task(
     inputs, errors = (_normal(generator, 1, 3, 5, 20).to(dtype) for _ in range(2))
     inputs[0, 1, 4, 5] = value  # the last of an odd number of rows
     blocks = TaskBlocks(inputs, errors)
-    finite = blocks.gramian_of_rows().isfinite()
+    finite = gramian(_jacobian(blocks)).isfinite()
     assert not blocks.rows()[0, 1, 5].isfinite().any()
     assert blocks.rows().isfinite().sum() == 3 * 20 * 20 - 20
     assert finite[[0, 0, 2, 2], [0, 2, 0, 2]].all()
