@@ -22,10 +22,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def requirements() -> list[Requirement]:
-    """Read what mtrl and its developers ask for."""
+    """Read what mtrl and its developers ask for on a machine like this."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = project["dependencies"] + project["optional-dependencies"]["dev"]
-    return [Requirement(line) for line in lines]
+    wanted = [Requirement(line) for line in lines]
+    return [one for one in wanted if one.marker is None or one.marker.evaluate()]
 
 
 def lowest(requirement: Requirement) -> str:
