@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from agents import SAC, SACConfig
 from mtrl import dispatch
@@ -40,6 +41,19 @@ def _gramian(K: int, fault: str, generator: torch.Generator) -> Tensor:
     if fault == "inf":
         J[-1] = torch.inf
     return J @ J.T
+
+
+def _batch(K: int, B: int, generator: torch.Generator) -> Batch:
+    """Five numbers seen, two done."""
+    normal = torch.randn(4, K, B, 5, generator=generator)
+    return Batch(
+        observations=normal[0],
+        actions=normal[1, ..., :2].tanh(),
+        rewards=normal[2, ..., 0],
+        next_observations=normal[3],
+        terminated=torch.zeros(K, B),
+        steps=torch.ones(K, B),
+    )
 
 
 @pytest.fixture
@@ -107,25 +121,68 @@ def test_an_update_on_a_gpu_is_the_update(generator, monkeypatch):
 
     for kernel in (triton_kernels.project, triton_kernels.learn, triton_kernels.summarise):
         monkeypatch.setattr(triton_kernels, kernel.__name__, counted(kernel))
-    K, B, O, A = 4, 32, 5, 2  # noqa: E741
+    K, B = 4, 32
     config = SACConfig(critic_width=24, actor_width=24)
-    sizes = {"num_tasks": K, "observation_size": O, "action_size": A}
+    sizes = {"num_tasks": K, "observation_size": 5, "action_size": 2}
     one, other = (SAC(config, **sizes, seed=0, device="cpu") for _ in range(2))
     for _ in range(3):
-        normal = torch.randn(4, K, B, O, generator=generator)
-        batch = Batch(
-            observations=normal[0],
-            actions=normal[1, ..., :A].tanh(),
-            rewards=normal[2, ..., 0],
-            next_observations=normal[3],
-            terminated=torch.zeros(K, B),
-            steps=torch.ones(K, B),
-        )
+        batch = _batch(K, B, generator)
         expected = one.update(batch)
         with dispatch.as_on_a_gpu():
             actual = other.update(batch)
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
     assert calls == {"project": 6, "learn": 6, "summarise": 6}
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="operations are counted on a CPU")
+def test_what_balancing_launches_does_not_depend_on_how_many_tasks_there_are(
+    generator, monkeypatch
+):
+    """`benchmarks/launches.py` counts more closely, at real sizes."""
+
+    def unseen(function):
+        def call(*args):
+            with _disable_current_modes():  # what interprets a kernel uses torch
+                return function(*args)
+
+        return call
+
+    for kernel in (triton_kernels.project, triton_kernels.learn, triton_kernels.summarise):
+        monkeypatch.setattr(triton_kernels, kernel.__name__, unseen(kernel))
+
+    class Counting(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            returned = function._schema.returns
+            self.count += not any(
+                one.alias_info and not one.alias_info.is_write for one in returned
+            )
+            return function(*args, **(kwargs or {}))
+
+    counts = {}
+    for weighting in ("uniform", "gradnorm+pcgrad"):
+        for K in (3, 12):
+            config = SACConfig(
+                critic_weighting=weighting,
+                actor_weighting=weighting,
+                watch_conflicts=False,
+                critic_width=24,
+                actor_width=24,
+            )
+            sizes = {"num_tasks": K, "observation_size": 5, "action_size": 2}
+            agent = SAC(config, **sizes, seed=0, device="cpu")
+            batch = _batch(K, 16, generator)
+            with dispatch.as_on_a_gpu():
+                agent.update(batch)
+                with Counting() as counting:
+                    agent.update(batch)
+            counts[weighting, K] = counting.count
+    assert counts["uniform", 3] == counts["uniform", 12]
+    assert counts["gradnorm+pcgrad", 3] == counts["gradnorm+pcgrad", 12]
+    assert counts["gradnorm+pcgrad", 3] < 1.2 * counts["uniform", 3]
 
 
 def test_without_them_there_is_another_way(monkeypatch, caplog):
