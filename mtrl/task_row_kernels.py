@@ -22,9 +22,12 @@ from .tiles import (
     multiply_tile,
 )
 
-AT_A_TIME, OF_MANY = 16384, 4096
-"""About so many bytes of each row of J are multiplied out before their inner products are taken:
-they are in a core's own caches then, or those of a tile, if there are many, in the innermost."""
+AT_A_TIME = 8192
+"""About so many numbers of each row of J are multiplied out before their inner products are taken:
+those of some ten tasks are in a core's own caches then."""
+
+BYTES_OF_MANY = 4096
+"""The same of many rows: those of a tile are in the innermost cache then."""
 
 MANY = 2 * (LEFT + RIGHT)
 """Rows whose bytes a tile does not meet again before they have left the innermost cache."""
@@ -68,7 +71,7 @@ def _join(given: NDArray[Any], together: int, result: NDArray[Any]) -> None:
 @_kernel
 def _at_a_time(rows: NDArray[Any]) -> int:
     """Return how many numbers of each row of J, of so many and such, are in hand at a time."""
-    return (AT_A_TIME if rows.shape[-2] <= MANY else OF_MANY) // rows.itemsize
+    return AT_A_TIME if rows.shape[-2] <= MANY else BYTES_OF_MANY // rows.itemsize
 
 
 @_kernel
