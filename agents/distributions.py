@@ -37,6 +37,13 @@ class SquashedGaussian:
         """Return the action at the Gaussian's mean."""
         return self.mean.tanh()
 
+    def actions(self, noise: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch A"]:
+        """Return the actions that `sample` would, without their log-densities."""
+        return self._gaussian(noise).tanh()
+
+    def _gaussian(self, noise: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch A"]:
+        return self.mean + self.log_std.exp() * noise
+
     def sample(
         self, noise: Float[Tensor, "*batch A"]
     ) -> tuple[Float[Tensor, "*batch A"], Float[Tensor, "*batch"]]:
@@ -45,7 +52,7 @@ class SquashedGaussian:
         Returns:
             Actions in [-1, 1], and their log-densities, both differentiable.
         """
-        gaussian = self.mean + self.log_std.exp() * noise
+        gaussian = self._gaussian(noise)
         log_density = -0.5 * (noise.square() + math.log(2 * math.pi)) - self.log_std
         # log(1 - tanh(x)^2), in a form that does not lose digits where tanh saturates.
         log_slope = 2 * (math.log(2) - gaussian - F.softplus(-2 * gaussian))

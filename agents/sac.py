@@ -178,7 +178,7 @@ class SAC:
             averaged: SquashedGaussian = self.averaged_actor(observations)
             return averaged.mode()
         policy: SquashedGaussian = self.actor(observations)
-        return policy.sample(self._correlated_noise(policy.mean))[0]
+        return policy.actions(self._correlated_noise(policy.mean))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one step with critics, actor and temperatures, and move the targets.

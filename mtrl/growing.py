@@ -6,16 +6,20 @@ What a transition sums up is found once, while it is written, not each time it i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiler import Compiler
 from .stored import record_type
 from .types import Batch
 
 NEVER = -(2**62)
 """The number of an observation that there was not."""
+
+_kernel = Compiler("growing", Path(__file__)).kernel
 
 
 class Growing:
@@ -48,7 +52,7 @@ class Growing:
         transitions: Batch,
         left_out: NDArray[np.bool_],
         over: NDArray[np.bool_],
-    ) -> tuple[tuple[NDArray[np.int64], NDArray[np.intp]], NDArray[Any]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Take a step from observations to others, numbered from the beginning of time.
 
         Args:
@@ -59,32 +63,31 @@ class Growing:
             over: Where none may go on from it.
 
         Returns:
-            Number and task of the first observation of those that begin or go on with it, but for
-            what the ring has forgotten, and their records.
+            Where those that begin or go on with it lie in a flat view of the ring's ``(C, K)``, but
+            for what the ring has forgotten, and their records ``(M, R)``.
         """
-        n = len(self._discounts)
-        rewards = transitions.rewards.float().cpu().numpy()
-        terminated = transitions.terminated.float().cpu().numpy() > 0
+        n, K, N = self._numbers.shape
         self._now = (self._now + 1) % n
-        self._records[self._now] = 0
-        new = self._records[self._now]
-        new["actions"] = transitions.actions.float().cpu().numpy()
-        new["reward"], new["next"] = rewards, after - before
-        self._numbers[self._now] = before
-        grows = self._grows & ~left_out
-        grows[self._now] = True
-
-        total, span = self._records["total"], self._records["span"]
-        discounts = self._discounts[(self._now - np.arange(n)) % n]
-        np.add(total, discounts[:, None, None] * rewards, out=total, where=grows)
-        np.copyto(self._records["last"], after % self._capacity, where=grows)
-        span += grows
-        np.negative(span, out=span, where=grows & terminated)
-        self._grows = grows & ~(terminated | over)
-
-        oldest = after.max(axis=1, keepdims=True) + 1 - self._capacity
-        chosen = np.nonzero(grows & (self._numbers >= oldest))
-        return (self._numbers[chosen], chosen[1]), self._records[chosen]
+        rows = np.empty(n * K * N, np.int64)
+        grown = np.empty((n * K * N, self._records.itemsize), np.uint8)
+        count = _step(
+            self._records.view(np.uint8).reshape(n, K, N, -1),
+            self._numbers,
+            self._grows,
+            self._now,
+            before,
+            after,
+            transitions.actions.float().cpu().numpy(),
+            transitions.rewards.float().cpu().numpy(),
+            transitions.terminated.float().cpu().numpy(),
+            left_out,
+            over,
+            self._discounts,
+            self._capacity,
+            rows,
+            grown,
+        )
+        return rows[:count], grown[:count]
 
     def restore(
         self,
@@ -114,6 +117,59 @@ class Growing:
             self._records[-age] = records[numbers % C, tasks]
             self._numbers[-age] = np.where(found, numbers, NEVER)
             self._grows[-age] = found & (self._records[-age]["span"] > 0)
+
+
+@_kernel
+def _step(
+    records: NDArray[np.uint8],
+    numbers: NDArray[np.int64],
+    grows: NDArray[np.bool_],
+    now: int,
+    before: NDArray[np.int64],
+    after: NDArray[np.int64],
+    actions: NDArray[np.float32],
+    rewards: NDArray[np.float32],
+    terminated: NDArray[np.float32],
+    left_out: NDArray[np.bool_],
+    over: NDArray[np.bool_],
+    discounts: NDArray[np.float32],
+    capacity: int,
+    rows: NDArray[np.int64],
+    grown: NDArray[np.uint8],
+) -> int:
+    """Begin a transition and go on with others; write those that changed, and tell how many."""
+    floats, integers = records.view(np.float32), records.view(np.int32)
+    distances, spans = records.view(np.uint16), records.view(np.int16)
+    n, K, N = numbers.shape
+    A, count = actions.shape[2], 0
+    for k in range(K):
+        oldest = after[k].max() + 1 - capacity
+        for e in range(N):
+            numbers[now, k, e], grows[now, k, e] = before[k, e], True
+            for i in range(A):
+                floats[now, k, e, i] = actions[k, e, i]
+            floats[now, k, e, A] = 0
+            floats[now, k, e, A + 1] = rewards[k, e]
+            distances[now, k, e, 2 * A + 6] = after[k, e] - before[k, e]
+            spans[now, k, e, 2 * A + 7] = 0
+            for age in range(n):
+                place = (now - age) % n
+                if age > 0 and left_out[k, e]:
+                    grows[place, k, e] = False
+                if not grows[place, k, e]:
+                    continue
+                floats[place, k, e, A] += discounts[age] * rewards[k, e]
+                integers[place, k, e, A + 2] = after[k, e] % capacity
+                spans[place, k, e, 2 * A + 7] += 1
+                if terminated[k, e] > 0:
+                    spans[place, k, e, 2 * A + 7] *= -1
+                grows[place, k, e] = not (terminated[k, e] > 0 or over[k, e])
+                if numbers[place, k, e] >= oldest:
+                    rows[count] = numbers[place, k, e] % capacity * K + k
+                    for i in range(grown.shape[1]):
+                        grown[count, i] = records[place, k, e, i]
+                    count += 1
+    return count
 
 
 def grow(

@@ -136,9 +136,8 @@ class Replay:
         ended = everyone if ended is None else ended
         left_out = ~everyone if left_out is None else left_out
         over = ended | left_out  # what is left out may lead to anything
-        (numbers, tasks), records = self._growing.step(before, after, transitions, left_out, over)
-        rows = numbers % self.capacity * self._num_tasks + tasks
-        self._put(rows, records=torch.from_numpy(records.view(np.uint8)))
+        rows, records = self._growing.step(before, after, transitions, left_out, over)
+        self._put(rows, records=torch.from_numpy(records))
         self._begin(before, ~left_out)
         self._latest, self._over = after, over
 
