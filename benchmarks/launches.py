@@ -30,7 +30,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from agents import SAC
 from mtrl import dispatch
 from mtrl.files import write_json_atomic
 from mtrl.guard import Guard
@@ -115,14 +114,7 @@ def count(
     shape: Shape, weighting: str, way: Callable[[], AbstractContextManager[None]]
 ) -> dict[str, int]:
     """Count what a training's update hands to torch and Triton, by name."""
-    agent = SAC(
-        shape.config(weighting, weighting),
-        num_tasks=shape.K,
-        observation_size=OBSERVATION,
-        action_size=ACTION,
-        seed=0,
-        device="cpu",
-    )
+    agent = shape.agent(weighting, weighting)
     replay = Replay(
         shape.K, 30, OBSERVATION, ACTION, generator=torch.Generator(), steps=8, discount=0.99
     )

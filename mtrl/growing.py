@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import stored
 from .compiler import Compiler
-from .stored import record_type
+from .stored import LAST, NEXT, REWARD, SPAN, TOTAL, record_type
 from .types import Batch
 
 NEVER = -(2**62)
 """The number of an observation that there was not."""
 
-_kernel = Compiler("growing", Path(__file__)).kernel
+_kernel = Compiler("growing", Path(__file__), Path(stored.__file__)).kernel
 
 
 class Growing:
@@ -138,31 +139,31 @@ def _step(
     grown: NDArray[np.uint8],
 ) -> int:
     """Begin a transition and go on with others; write those that changed, and tell how many."""
-    floats, integers = records.view(np.float32), records.view(np.int32)
+    floats, slots = records.view(np.float32), records.view(np.int32)
     distances, spans = records.view(np.uint16), records.view(np.int16)
     n, K, N = numbers.shape
-    A, count = actions.shape[2], 0
+    count = 0
     for k in range(K):
         oldest = after[k].max() + 1 - capacity
         for e in range(N):
             numbers[now, k, e], grows[now, k, e] = before[k, e], True
-            for i in range(A):
+            for i in range(actions.shape[2]):
                 floats[now, k, e, i] = actions[k, e, i]
-            floats[now, k, e, A] = 0
-            floats[now, k, e, A + 1] = rewards[k, e]
-            distances[now, k, e, 2 * A + 6] = after[k, e] - before[k, e]
-            spans[now, k, e, 2 * A + 7] = 0
+            floats[now, k, e, TOTAL] = 0
+            floats[now, k, e, REWARD] = rewards[k, e]
+            distances[now, k, e, NEXT] = after[k, e] - before[k, e]
+            spans[now, k, e, SPAN] = 0
             for age in range(n):
                 place = (now - age) % n
                 if age > 0 and left_out[k, e]:
                     grows[place, k, e] = False
                 if not grows[place, k, e]:
                     continue
-                floats[place, k, e, A] += discounts[age] * rewards[k, e]
-                integers[place, k, e, A + 2] = after[k, e] % capacity
-                spans[place, k, e, 2 * A + 7] += 1
+                floats[place, k, e, TOTAL] += discounts[age] * rewards[k, e]
+                slots[place, k, e, LAST] = after[k, e] % capacity
+                spans[place, k, e, SPAN] += 1
                 if terminated[k, e] > 0:
-                    spans[place, k, e, 2 * A + 7] *= -1
+                    spans[place, k, e, SPAN] *= -1
                 grows[place, k, e] = not (terminated[k, e] > 0 or over[k, e])
                 if numbers[place, k, e] >= oldest:
                     rows[count] = numbers[place, k, e] % capacity * K + k
@@ -190,13 +191,13 @@ def grow(
     """
     first, *later = np.asarray(discounts, np.float32)
     for k in range(records.shape[1]):
-        rewards, stored, over = records["reward"][:, k], begins[:, k], terminated[:, k]
+        rewards, is_stored, over = records["reward"][:, k], begins[:, k], terminated[:, k]
         following = next_slots[:, k]
         total, last, ended = first * rewards, following.copy(), over.copy()
         span = np.ones(len(records), np.int16)
-        growing = np.arange(len(records))[stored]
+        growing = np.flatnonzero(is_stored)
         for discount in later:
-            growing = growing[~ended[growing] & stored[last[growing]]]
+            growing = growing[~ended[growing] & is_stored[last[growing]]]
             via = last[growing]
             total[growing] += discount * rewards[via]
             span[growing] += 1

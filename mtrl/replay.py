@@ -139,6 +139,7 @@ class Replay:
         rows, records = self._growing.step(before, after, transitions, left_out, over)
         self._put(rows, records=torch.from_numpy(records))
         self._begin(before, ~left_out)
+        self._tell_window()
         self._latest, self._over = after, over
 
     def sample(self, batch_size: int) -> Batch:
@@ -184,7 +185,6 @@ class Replay:
         slots = (numbers[stored] % self.capacity).astype(np.int32)
         self._put(self._rows(places)[stored], starts=torch.from_numpy(slots))
         self._starts_on_host.reshape(-1)[self._rows(places)[stored]] = slots
-        self._tell_window()
 
     def _forget(self, written: NDArray[np.int64]) -> None:
         """Forget the transitions whose first observation is written over, oldest first.

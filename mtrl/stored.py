@@ -23,6 +23,12 @@ FARTHEST = 2**16 - 1
 LONGEST = 2**15 - 1
 """Steps that a transition can span."""
 
+TOTAL, REWARD, LAST = -4, -3, -2
+"""Where these are in a record, read as numbers of four bytes; actions come before."""
+
+NEXT, SPAN = -2, -1
+"""The same, read as numbers of two bytes."""
+
 _kernel = Compiler("replay", Path(__file__)).kernel
 
 
@@ -106,9 +112,9 @@ class Stored:
         return {
             "observations": self.observations[:slots],
             "actions": floats[..., :A],
-            "rewards": floats[..., A + 1],
-            "terminated": shorts[..., -1] == -1,
-            "next_slots": (place + (shorts[..., -2].int() & FARTHEST)).int() % len(self.starts),
+            "rewards": floats[..., REWARD],
+            "terminated": shorts[..., SPAN] == -1,
+            "next_slots": (place + (shorts[..., NEXT].int() & FARTHEST)).int() % len(self.starts),
         }
 
     def read(self, places: Int[Tensor, "K B"]) -> Batch:
@@ -130,13 +136,10 @@ class Stored:
         else:
             slots = _get(self.starts, places)
             records = _get(self.records, slots)
-            floats, span = records.view(torch.float32), records.view(torch.int16)[..., -1]
-            observations, actions, rewards = (
-                _get(self.observations, slots),
-                floats[..., :A],
-                floats[..., A],
-            )
-            following = _get(self.observations, records.view(torch.int32)[..., A + 2])
+            floats, span = records.view(torch.float32), records.view(torch.int16)[..., SPAN]
+            observations, actions = _get(self.observations, slots), floats[..., :A]
+            rewards = floats[..., TOTAL]
+            following = _get(self.observations, records.view(torch.int32)[..., LAST])
             terminated, steps = (span < 0).float(), span.abs().float()
         return Batch(
             observations=observations,
@@ -193,7 +196,7 @@ def _read(
     floats, slots = records.view(np.float32), records.view(np.int32)
     spans = records.view(np.int16)
     K, B = places.shape
-    O, A = observations.shape[2], floats.shape[2] - 4  # noqa: E741
+    O, A = observations.shape[2], floats.shape[2] + TOTAL  # noqa: E741
     for k in range(K):
         for b in range(B):
             prefetch(starts, places[k, b], k)
@@ -203,17 +206,17 @@ def _read(
         for b in range(B):
             start = starts[places[k, b], k]
             prefetch(observations, start, k)
-            prefetch(observations, slots[start, k, A + 2], k)
+            prefetch(observations, slots[start, k, LAST], k)
         # One number after the other: of so few, a library's copy takes longer, as do views.
         for b in range(B):
             start = starts[places[k, b], k]
-            last, span = slots[start, k, A + 2], spans[start, k, 2 * A + 7]
+            last, span = slots[start, k, LAST], spans[start, k, SPAN]
             for i in range(O):
                 rows[k, b, i] = observations[start, k, i]
             for i in range(A):
                 rows[k, b, O + i] = floats[start, k, i]
             for i in range(O):
                 rows[k, b, O + A + i] = observations[last, k, i]
-            rows[k, b, 2 * O + A] = floats[start, k, A]
-            rows[k, b, 2 * O + A + 1] = span < 0
-            rows[k, b, 2 * O + A + 2] = abs(span)
+            rows[k, b, -3] = floats[start, k, TOTAL]
+            rows[k, b, -2] = span < 0
+            rows[k, b, -1] = abs(span)

@@ -52,6 +52,18 @@ class Shape:
             watch_conflicts=False,
         )
 
+    def agent(self, critics: str, actor: str, dtype: torch.dtype = torch.float32) -> SAC:
+        """Return ours, with these weightings and products of that type."""
+        return SAC(
+            self.config(critics, actor),
+            num_tasks=self.K,
+            observation_size=OBSERVATION,
+            action_size=ACTION,
+            seed=0,
+            device=self.device,
+            dtype=dtype,
+        )
+
     def batch(self) -> Batch:
         """Return random transitions."""
         generator = torch.Generator().manual_seed(0)
@@ -110,15 +122,7 @@ def _ours(
     sampled: bool = False,
 ) -> Builder:
     def build(shape: Shape) -> Callable[[], Any]:
-        agent = SAC(
-            shape.config(critics, actor),
-            num_tasks=shape.K,
-            observation_size=OBSERVATION,
-            action_size=ACTION,
-            seed=0,
-            device=shape.device,
-            dtype=dtype,
-        )
+        agent = shape.agent(critics, actor, dtype)
         batch = shape.batch()
         replay = _filled_replay(shape) if sampled else None
         generators = [*agent.generators, *([replay.generator] if replay else [])]
