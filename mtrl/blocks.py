@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import bf16, dispatch
+from . import amx_layers, bf16, dispatch
 from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
 from .products import multiply
@@ -54,13 +54,17 @@ class TaskBlocks:
 
     Attributes:
         kept: J, its rows multiplied out with unused numbers between them, if a CPU keeps it.
+        in_tiles: Whether `mtrl.amx_layers` multiplies, in yet other ways.
     """
 
     def __init__(self, inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> None:
         self._wide = wide_type(errors.dtype)
         self._is_column = errors.shape[-1] == 1
         self.inputs = inputs
-        self.errors = errors.to(self._wide if self._is_column else inputs.dtype)
+        self.in_tiles = amx_layers.takes(inputs, errors.shape[-1], errors.dtype)
+        if not self.in_tiles:
+            errors = errors.to(self._wide if self._is_column else inputs.dtype)
+        self.errors = errors
         self._length = inputs.shape[-1] * errors.shape[-1]
         self.kept: Tensor | None = None
 
@@ -80,6 +84,8 @@ class TaskBlocks:
 
     def combine(self, weights: Float[Tensor, " K"]) -> Float[Tensor, "E I D"]:
         """Return ``weights @ J``, without J."""
+        if self.in_tiles:
+            return amx_layers.weighted_gradients(weights, [self.inputs], [self.errors])[0]
         # But for a column's, which is found in one pass over the inputs, as the sum would be.
         if self._is_column and dispatch.on_cpu(self.errors):
             return self._unflatten(weights @ sums_of_columns(self.inputs, self.errors))
@@ -101,6 +107,8 @@ class TaskBlocks:
     def multiplies_out(self) -> bool:
         """Tell which way to the Gramian is cheaper."""
         (_, K, B, I), D = self.inputs.shape, self.errors.shape[-1]  # noqa: E741
+        if self.in_tiles:
+            return False
         is_nearby = dispatch.has_operators(self.errors) and not is_large(self.inputs, self.errors)
         cost = ELEMENT_COST_NEARBY if is_nearby else ELEMENT_COST
         strip_cost = 0 if dispatch.has_operators(self.errors) else STRIP_COST
@@ -108,6 +116,8 @@ class TaskBlocks:
 
     def gramian_of_factors(self) -> Float[Tensor, "K K"]:
         """Return ``J @ J.T``, summed over the E networks, without J."""
+        if self.in_tiles:
+            return amx_layers.gramian([self.inputs], [self.errors])
         K, B = self.errors.shape[1:3]
         gramian = self.errors.new_zeros(K, K, dtype=self._wide)
         for first in range(0, K, TASKS_AT_ONCE):

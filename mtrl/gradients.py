@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import dispatch
+from . import amx_layers, dispatch
 from .blocks import TaskBlocks
 from .task_rows import rows_and_gramian, weighted_sums
 
@@ -77,9 +77,13 @@ def _gramian_in_one_call(jacobian: Jacobian) -> Float[Tensor, "K K"]:
     )
     for blocks, each in zip(multiplied_out, rows, strict=True):
         blocks.keep(each)
-    for layer in jacobian:
-        if layer.blocks not in multiplied_out:
-            result = result + layer.blocks.gramian_of_factors()
+    others = [layer.blocks for layer in jacobian if layer.blocks not in multiplied_out]
+    if in_tiles := [blocks for blocks in others if blocks.in_tiles]:
+        given = [blocks.inputs for blocks in in_tiles], [blocks.errors for blocks in in_tiles]
+        result = result + amx_layers.gramian(*given)
+    for blocks in others:
+        if not blocks.in_tiles:
+            result = result + blocks.gramian_of_factors()
     return result
 
 
@@ -120,9 +124,15 @@ def combine(weights: Float[Tensor, " K"], jacobian: Jacobian) -> dict[Tensor, Te
         )
         parameters = [parameter for layer, _ in kept for parameter in (layer.weight, layer.bias)]
         combined = dict(zip(parameters, sums, strict=True))
-    for layer in jacobian:
-        if layer.weight not in combined:
-            combined |= layer.combine(weights)
+    others = [layer for layer in jacobian if layer.weight not in combined]
+    products: dict[Tensor, Tensor] = {}
+    if in_tiles := [layer for layer in others if layer.blocks.in_tiles]:
+        inputs = [layer.blocks.inputs for layer in in_tiles]
+        errors = [layer.blocks.errors for layer in in_tiles]
+        sums = amx_layers.weighted_gradients(weights, inputs, errors)
+        products = {layer.weight: each for layer, each in zip(in_tiles, sums, strict=True)}
+    for layer in others:
+        combined |= layer.combine(weights, products.get(layer.weight))
     return combined
 
 
@@ -168,9 +178,17 @@ class LayerJacobian:
         """Return the tasks' gradients a network and parameter at a time, but one-hots'."""
         return [*self.blocks.multiply_out(), *self.sums]
 
-    def combine(self, weights: Float[Tensor, " K"]) -> dict[Tensor, Tensor]:
-        """Return the weighted sums of the tasks' gradients, by parameter."""
-        of_weight = self.blocks.combine(weights)
+    def combine(
+        self, weights: Float[Tensor, " K"], of_weight: Float[Tensor, "E I D"] | None = None
+    ) -> dict[Tensor, Tensor]:
+        """Return the weighted sums of the tasks' gradients, by parameter.
+
+        Args:
+            weights: One per task.
+            of_weight: What `TaskBlocks.combine` returns, if it is at hand.
+        """
+        if of_weight is None:
+            of_weight = self.blocks.combine(weights)
         weighted = weights[:, None] * self.sums
         if self.one_hot:
             of_weight = torch.cat([of_weight, weighted], dim=1)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from . import amx_layers
 from .activation import Activation
 from .blocks import TaskBlocks
 from .gradients import LayerJacobian, Tape
@@ -74,6 +75,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, probe: Tensor | None, layer: _Layer) -> Tensor:
         del probe  # it only leads back here
+        ctx.layer, ctx.shape, ctx.dtype = layer, inputs.shape, inputs.dtype
+        ctx.in_tiles = amx_layers.takes(inputs, layer.weight.shape[-1], layer.dtype)
+        if ctx.in_tiles:
+            return _forward_in_tiles(ctx, inputs.detach(), layer)
         E, K, B, I = inputs.shape  # noqa: E741
         of_inputs, added = layer.weight.detach(), layer.bias.detach()
         if layer.one_hot:
@@ -85,24 +90,54 @@ class _Linear(torch.autograd.Function):
         outputs, kept = layer.activation.forward(
             products, added, keep=any(ctx.needs_input_grad), dtype=layer.result_dtype
         )
-        ctx.layer, ctx.shape, ctx.dtype = layer, inputs.shape, inputs.dtype
         ctx.save_for_backward(low, of_inputs, *kept)
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.in_tiles:
+            return _backward_in_tiles(ctx, gradient), None, None
         low, of_inputs, *kept = ctx.saved_tensors
         layer: _Layer = ctx.layer
         errors, sums = layer.activation.backward(gradient, tuple(kept), layer.dtype)
-        if layer.tape is not None:
-            blocks = TaskBlocks(low.view(ctx.shape), errors)
-            layer.tape.layers.append(
-                LayerJacobian(layer.weight, layer.bias, blocks, sums, layer.one_hot)
-            )
+        _remember(layer, low.view(ctx.shape), errors, sums)
         of_input = None
         if ctx.needs_input_grad[0]:
             # Without a tape a network is only looked through, and of twins often only one.
             product = multiply_rows_that_count if layer.tape is None else multiply
             of_input = product(errors.flatten(1, 2), of_inputs.mT, ctx.dtype).view(ctx.shape)
         return of_input, None, None
+
+
+def _remember(layer: _Layer, inputs: Tensor, errors: Tensor, sums: Tensor) -> None:
+    if layer.tape is not None:
+        blocks = TaskBlocks(inputs, errors)
+        layer.tape.layers.append(
+            LayerJacobian(layer.weight, layer.bias, blocks, sums, layer.one_hot)
+        )
+
+
+def _forward_in_tiles(ctx: Any, inputs: Tensor, layer: _Layer) -> Tensor:
+    given = inputs, layer.weight.detach(), layer.bias.detach()
+    norm, relu, keep = layer.activation.norm, layer.activation.relu, any(ctx.needs_input_grad)
+    outputs, kept, inverse = amx_layers.apply(*given, norm, relu, keep, layer.result_dtype)
+    ctx.save_for_backward(inputs, kept if norm else outputs, inverse)
+    return outputs
+
+
+def _backward_in_tiles(ctx: Any, gradient: Tensor) -> Tensor | None:
+    layer: _Layer = ctx.layer
+    inputs, *kept = ctx.saved_tensors
+    errors, sums, of_inputs = amx_layers.go_back(
+        gradient,
+        *kept,
+        layer.weight.detach(),
+        layer.activation.norm,
+        layer.activation.relu,
+        layer.tape is not None,
+        inputs.shape[-1] * ctx.needs_input_grad[0],
+        ctx.dtype,
+    )
+    _remember(layer, inputs, errors, sums)
+    return of_inputs if ctx.needs_input_grad[0] else None

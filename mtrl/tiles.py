@@ -24,7 +24,7 @@ AVAILABLE = not numba.config.DISABLE_JIT
 
 
 @functools.cache
-def _has(feature: str) -> bool:
+def has(feature: str) -> bool:
     """Tell whether kernels are compiled for a processor that has it."""
     features = numba.config.CPU_FEATURES
     if features is None:
@@ -32,17 +32,17 @@ def _has(feature: str) -> bool:
     return f"+{feature}" in features.split(",")
 
 
-VECTOR = 64 if _has("avx512f") else 32 if _has("avx") else 16
+VECTOR = 64 if has("avx512f") else 32 if has("avx") else 16
 """Bytes in a register."""
 
 
 def takes_bf16() -> bool:
     """Tell whether a kernel's tiles may be of bf16."""
-    return AVAILABLE and VECTOR == 64 and _has("avx512bf16")
+    return AVAILABLE and VECTOR == 64 and has("avx512bf16")
 
 
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
-_MANY = _has("avx512f") or platform.machine() in ("aarch64", "arm64")  # 32 registers, not 16
+_MANY = has("avx512f") or platform.machine() in ("aarch64", "arm64")  # 32 registers, not 16
 
 ROWS, VECTORS = (8, 2) if _MANY else (6, 2)
 """Of a product's tile: sums for so many rows and so many registers full of columns, two because two
@@ -157,14 +157,14 @@ def _generate_product(context: Any, builder: Any, signature: Any, arguments: Any
         address = builder.add(out, builder.mul(out_distance, ir.Constant(_INTEGER, r)))
         row = totals[VECTORS * r : VECTORS * (r + 1)]
         if numbers == types.uint16:
-            row = [_rounded(builder, *row)]
+            row = [rounded_to_bf16(builder, *row)]
         for n, values in enumerate(row):
             _store(builder, values, after(address, VECTOR * n), 2)
     return context.get_dummy_value()
 
 
-def _rounded(builder: Any, low: Any, high: Any) -> Any:
-    """Round two registers of float32 to one of bf16."""
+def rounded_to_bf16(builder: Any, low: Any, high: Any) -> Any:
+    """Generate the rounding of two registers of float32 to one of bf16."""
     both = ir.VectorType(_BF16(), 2 * low.type.count)
     kind = ir.FunctionType(both, [high.type, low.type])
     name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"

@@ -1,0 +1,241 @@
+"""Layers whose products are in bf16 on a CPU that multiplies tiles (`mtrl.amx`), in a call each.
+
+A library's product of the sizes that networks here have takes about as long to begin as to
+multiply, and what follows it goes through memory once more. Here bias, layer norm and ReLU happen
+to a product's rows while they are at hand, and what enters a product is rounded on its way there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import amx, dispatch
+from .amx_kernels import (
+    add_gramian_of_factors,
+    add_gramian_of_rows,
+    backward,
+    forward,
+    weighted_product,
+)
+
+TDP, FETCHED, INNER = 16, 20, 8
+"""Cycles, or so, that a product of two tiles takes, a tile's way to memory and back, and the inner
+product of two of float32: estimates that decide between two ways of equal result."""
+
+MOST_FOR_ONE_THREAD = 20_000_000
+"""Multiplications up to which a kernel here, which uses one thread, is as fast as a library's
+product that uses several."""
+
+
+def takes(inputs: Tensor, columns: int, dtype: torch.dtype) -> bool:
+    """Tell whether layers with such inputs, and products in `dtype`, go this way."""
+    if dtype != torch.bfloat16 or not dispatch.has_operators(inputs) or not amx.available():
+        return False
+    return 0 not in inputs.shape and (
+        torch.get_num_threads() == 1 or inputs.numel() * columns <= MOST_FOR_ONE_THREAD
+    )
+
+
+_TYPES = {
+    torch.bfloat16: np.empty(0, np.uint16),
+    torch.float32: np.empty(0, np.float32),
+}
+"""What tells kernels a type; they are given addresses, as an array takes half a microsecond."""
+
+
+def _sets(inputs: Tensor) -> tuple[Tensor, int]:
+    """Return inputs one after the other, and how many there are: one if all networks' are one."""
+    if inputs.stride(0) == 0:
+        inputs = inputs[:1]
+    return inputs.contiguous(), len(inputs)
+
+
+def _room_for_results(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm: bool,
+    relu: bool,
+    keep: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    del bias, relu
+    shape = *inputs.shape[:3], weight.shape[-1]
+    result = torch.empty(shape, dtype=dtype)
+    is_kept = keep and norm
+    kept = torch.empty(shape if is_kept else (0,), dtype=torch.bfloat16)
+    return result, kept, torch.empty(shape[:3] if is_kept else (0,))
+
+
+@dispatch.operator(
+    "(Tensor inputs, Tensor weight, Tensor bias, bool norm, bool relu, bool keep, "
+    "ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    _room_for_results,
+)
+def apply(
+    inputs: Float[Tensor, "E K B I"],
+    weight: Float[Tensor, "E J D"],
+    bias: Float[Tensor, "E 1 D"],
+    norm: bool,
+    relu: bool,
+    keep: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply layers of E networks; see `mtrl.layers.linear`.
+
+    Returns:
+        The results and, if there is a norm and they are to be kept, normalised rows and 1 / their
+        deviations.
+    """
+    room = _room_for_results(inputs, weight, bias, norm, relu, keep, dtype)
+    given, own = _sets(inputs)
+    E, K, B, I = inputs.shape  # noqa: E741
+    J, D = weight.shape[1:]
+    addresses = [each.data_ptr() for each in (given, weight, bias, *room)]
+    forward(
+        amx.CONFIGURATION,
+        _TYPES[given.dtype],
+        _TYPES[dtype],
+        tuple(addresses),
+        (E, K, B, I, D, own, J),
+        norm,
+        relu,
+    )
+    return room
+
+
+def _room_for_gradients(
+    gradient: Tensor,
+    reference: Tensor,
+    inverse: Tensor,
+    weight: Tensor,
+    norm: bool,
+    relu: bool,
+    keep: bool,
+    inputs: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    del reference, inverse, weight, norm, relu
+    E, K, B, D = gradient.shape
+    errors = torch.empty((E, K, B, D) if keep else (0,), dtype=torch.bfloat16)
+    return errors, torch.zeros(E, K, D), torch.empty(E, K, B, inputs, dtype=dtype)
+
+
+@dispatch.operator(
+    "(Tensor gradient, Tensor reference, Tensor inverse, Tensor weight, bool norm, bool relu, "
+    "bool keep, int inputs, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    _room_for_gradients,
+)
+def go_back(
+    gradient: Float[Tensor, "E K B D"],
+    reference: Float[Tensor, "E K B D"],
+    inverse: Float[Tensor, "..."],
+    weight: Float[Tensor, "E J D"],
+    norm: bool,
+    relu: bool,
+    keep: bool,
+    inputs: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of products, rounded, their sums over tasks' rows, and those of inputs.
+
+    Args:
+        gradient: Of what `apply` returned.
+        reference: The normalised rows that it returned or, without norm, the result.
+        inverse: What else it returned.
+        weight: As it was given.
+        norm: Whether there is a layer norm.
+        relu: Whether there is a ReLU.
+        keep: Whether gradients of products are asked for.
+        inputs: How many of the inputs' gradients are asked for: I, or 0.
+        dtype: Of these.
+    """
+    room = _room_for_gradients(
+        gradient, reference, inverse, weight, norm, relu, keep, inputs, dtype
+    )
+    gradient, reference = gradient.contiguous(), reference.contiguous()
+    addresses = [each.data_ptr() for each in (gradient, reference, inverse, weight, *room)]
+    E, K, B, D = gradient.shape
+    backward(
+        amx.CONFIGURATION,
+        _TYPES[gradient.dtype],
+        _TYPES[reference.dtype],
+        _TYPES[dtype],
+        tuple(addresses),
+        (E, K, B, inputs, D, weight.shape[1]),
+        norm,
+        relu,
+    )
+    return room
+
+
+def _room_for_gramian(inputs: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
+    del inputs
+    K = errors[0].shape[1]
+    return torch.empty(K, K)
+
+
+@dispatch.operator("(Tensor[] inputs, Tensor[] errors) -> Tensor", _room_for_gramian)
+def gramian(
+    inputs: Sequence[Float[Tensor, "E K B _"]], errors: Sequence[Float[Tensor, "E K B _"]]
+) -> Float[Tensor, "K K"]:
+    """Return the inner products of tasks' gradients ``inputs[e, k].T @ errors[e, k]``.
+
+    Summed over networks and layers.
+    """
+    K = errors[0].shape[1]
+    result = np.zeros((K, K))
+    for each, of_each in zip(inputs, errors, strict=True):
+        given, own = _sets(each)
+        of_each = of_each.contiguous()
+        (E, _, B, I), D = each.shape, of_each.shape[-1]  # noqa: E741
+        way = add_gramian_of_rows if rows_are_cheaper(K, B, I, D) else add_gramian_of_factors
+        addresses = given.data_ptr(), of_each.data_ptr()
+        way(amx.CONFIGURATION, _TYPES[given.dtype], addresses, (E, K, B, I, D, own), result)
+    result += np.triu(result, 1).T  # they add to what is on and above the diagonal
+    return torch.from_numpy(result).float()
+
+
+def rows_are_cheaper(K: int, B: int, I: int, D: int) -> bool:  # noqa: E741
+    """Count tiles for K tasks, B rows each, of I inputs and D outputs; see `TaskBlocks`."""
+    pairs = K * (K + 1) / 2
+    high, wide, deep = (-(-length // amx.SIDE) for length in (I, D, B))
+    of_rows = high * wide * (K * (TDP * -(-B // amx.BLOCK) + FETCHED) + INNER * pairs)
+    of_factors = pairs * deep**2 * (TDP * (high + wide) / 2 + 2 * FETCHED)
+    return of_rows < of_factors
+
+
+def _room_for_sums(
+    weights: Tensor, inputs: Sequence[Tensor], errors: Sequence[Tensor]
+) -> list[Tensor]:
+    del weights
+    return [
+        torch.empty(len(of_each), each.shape[-1], of_each.shape[-1])
+        for each, of_each in zip(inputs, errors, strict=True)
+    ]
+
+
+@dispatch.operator(
+    "(Tensor weights, Tensor[] inputs, Tensor[] errors) -> Tensor[]", _room_for_sums
+)
+def weighted_gradients(
+    weights: Float[Tensor, " K"],
+    inputs: Sequence[Float[Tensor, "E K B _"]],
+    errors: Sequence[Float[Tensor, "E K B _"]],
+) -> list[Tensor]:
+    """Return the weighted sums of tasks' gradients, ``(E, I, D)``, of each layer."""
+    room = _room_for_sums(weights, inputs, errors)
+    for each, of_each, result in zip(inputs, errors, room, strict=True):
+        given, own = _sets(each)
+        of_each = of_each.contiguous()
+        (E, K, B, I), D = each.shape, of_each.shape[-1]  # noqa: E741
+        addresses = [tensor.data_ptr() for tensor in (given, of_each, weights, result)]
+        type_of_inputs = _TYPES[given.dtype]
+        sizes = E, K, B, I, D, own
+        weighted_product(amx.CONFIGURATION, type_of_inputs, tuple(addresses), sizes)
+    return room
