@@ -122,11 +122,14 @@ def _product(tc: Any, left: Any, right: Any, count: Any, out: Any, distance: Any
 def _generate_transposed(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     del signature
     vector = ir.VectorType(ir.IntType(32), SIDE)
-    places = [
-        builder.inttoptr(_after(builder, arguments[0], _ROW * row), vector.as_pointer())
-        for row in range(SIDE)
-    ]
-    rows = [builder.load(place) for place in places]
+    sources, targets = (
+        [
+            builder.inttoptr(_after(builder, first, _ROW * row), vector.as_pointer())
+            for row in range(SIDE)
+        ]
+        for first in arguments
+    )
+    rows = [builder.load(source) for source in sources]
     # Swap ever smaller squares across the diagonal: of 8 rows and columns, of 4, of 2, of 1.
     for step in (8, 4, 2, 1):
         numbers = range(SIDE)
@@ -139,14 +142,14 @@ def _generate_transposed(context: Any, builder: Any, signature: Any, arguments: 
                     builder.shuffle_vector(*two, ir.Constant(ir.VectorType(ir.IntType(32), 16), m))
                     for m in (upper, lower)
                 )
-    for place, row in zip(places, rows, strict=True):
-        builder.store(row, place)
+    for target, row in zip(targets, rows, strict=True):
+        builder.store(row, target)
     return context.get_dummy_value()
 
 
-def _transpose(typing_context: Any, tile: Any) -> Any:
-    del typing_context, tile
-    return types.void(types.intp), _generate_transposed
+def _transpose(typing_context: Any, source: Any, target: Any) -> Any:
+    del typing_context, source, target
+    return types.void(types.intp, types.intp), _generate_transposed
 
 
 _intrinsic = (lambda function: function) if numba.config.DISABLE_JIT else intrinsic
@@ -168,5 +171,5 @@ Args:
     out, distance: Where the first row goes, and bytes from there to the next.
 """
 
-transpose_tile: Callable[[int], None] = _intrinsic(_transpose)
-"""Transpose a tile of numbers of 32 bits, or pairs of bf16, in memory, at an address."""
+transpose_tile: Callable[[int, int], None] = _intrinsic(_transpose)
+"""Transpose a tile of numbers of 32 bits, or pairs of bf16, from one address to another or same."""

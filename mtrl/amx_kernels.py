@@ -41,6 +41,9 @@ BYTES = 4 * TILE
 LINE = 4 * SIDE
 """Bytes of a tile's row."""
 
+FEW = 24
+"""Up to so many tasks, inner products of their gradients take less time without tiles."""
+
 _EPSILON = np.float32(EPSILON)
 
 _sources = (amx, amx_rows, bf16, task_row_kernels, tiles)
@@ -195,7 +198,7 @@ def backward(
     for e in range(E):
         if I > 0:
             _pack_across(weights[e, :I], 0, right)
-            _transpose(right)
+            _transpose(right, right)
         waiting, task, task_ends = 0, -1, 0
         for r in range(R):
             given = gradient.ctypes.data + e * gradient.strides[0] + r * gradient.strides[1]
@@ -286,7 +289,7 @@ def weighted_product(
     for e in range(E):
         if e < own:
             _pack_down(inputs[e], left)
-            _transpose(left)
+            _transpose(left, left)
         _pack_weighted(errors[e], weights, right)
         for start in range(0, I, BLOCK):
             block = left[2 * deep * (start // BLOCK) : 2 * deep * (start // BLOCK + 1)]
@@ -317,8 +320,11 @@ def add_gramian_of_rows(
     errors = carray(at(addresses[1]), (E, R, D), np.uint16)
     deep, high, wide = _blocks(B), _blocks(I), _blocks(D)
     left, right = _room(2 * K * deep * high), _room(2 * K * deep * wide)
-    rows = np.empty((1, K, BLOCK * BLOCK), np.float32)
+    # Of many tasks, blocks are rounded and taken to tiles one by one.
+    rows = np.empty((1, K if K <= FEW else 1, BLOCK * BLOCK), np.float32)
     sums = np.empty(LEFT * RIGHT, np.float32)
+    room = 2 * _blocks(K) * BLOCK if K > FEW else 0
+    one, other = _room(room), _room(room)
     begin(configuration.ctypes.data)
     for e in range(E):
         for k in range(K):
@@ -326,21 +332,56 @@ def add_gramian_of_rows(
             if e < own:
                 some = left[2 * k * deep * high : 2 * (k + 1) * deep * high]
                 _pack_down(inputs[e, of_task], some)
-                _transpose(some)
+                _transpose(some, some)
             some = right[2 * k * deep * wide : 2 * (k + 1) * deep * wide]
             _pack_down(errors[e, of_task], some)
         for i in range(high):
             for d in range(wide):
                 for k in range(K):
+                    row = rows.ctypes.data + k % rows.shape[1] * rows.strides[1]
                     multiply_block(
                         left.ctypes.data + (k * high + i) * deep * 2 * BYTES,
                         right.ctypes.data + (k * wide + d) * deep * 2 * BYTES,
                         deep,
-                        rows.ctypes.data + k * rows.strides[1],
+                        row,
                         BLOCK * rows.itemsize,
                     )
-                add_all_inner_products(rows, BLOCK * BLOCK, sums, gramian)
+                    if K > FEW:
+                        first = one.ctypes.data + k // BLOCK * 2 * BLOCK * BYTES
+                        first += k % BLOCK // SIDE * BYTES + k % SIDE * LINE
+                        pack_row(rows, row, BLOCK * BLOCK, first, 2 * BYTES)
+                if K <= FEW:
+                    add_all_inner_products(rows, BLOCK * BLOCK, sums, gramian)
+                else:
+                    _transpose(one, other)
+                    _add_products(one, other, rows[0, 0], gramian)
     end()
+
+
+@_kernel
+def _add_products(
+    left: NDArray[np.uint32],
+    right: NDArray[np.uint32],
+    room: NDArray[np.float32],
+    gramian: NDArray[np.float64],
+) -> None:
+    """Add a product that is symmetric, on and above its diagonal."""
+    use_widest_vectors()
+    K, deep = len(gramian), len(left) // 2 // _blocks(len(gramian))
+    products = room.reshape(BLOCK, BLOCK)
+    for i in range(0, K, BLOCK):
+        for j in range(i, K, BLOCK):
+            multiply_block(
+                left.ctypes.data + i // BLOCK * deep * 2 * BYTES,
+                right.ctypes.data + j // BLOCK * deep * 2 * BYTES,
+                deep,
+                products.ctypes.data,
+                products.strides[0],
+            )
+            for k in range(i, min(i + BLOCK, K)):
+                out, row = gramian[k], products[k - i]
+                for n in range(max(j, k), min(j + BLOCK, K)):
+                    out[n] += row[n - j]
 
 
 @_kernel
@@ -364,7 +405,7 @@ def add_gramian_of_factors(
     left, right = _room(2 * blocks * deep), _room(2 * blocks * deep)
     of_errors = _room(2 * blocks * deep_of_errors), _room(2 * blocks * deep_of_errors)
     if B % SIDE:
-        of_errors[0][:], of_errors[1][:], left[:], right[:] = 0, 0, 0, 0
+        of_errors[0][:], left[:] = 0, 0
     products, sums = np.empty((2, BLOCK, BLOCK), np.float32), np.empty((2, 2), np.float32)
     begin(configuration.ctypes.data)
     for e in range(E):
@@ -372,12 +413,10 @@ def add_gramian_of_factors(
             first, of_task = k * tiles_of_task * SIDE, slice(k * B, (k + 1) * B)
             if e < own:
                 _pack_across(inputs[e, of_task], first, left)
-                _pack_across(inputs[e, of_task], first, right)
             _pack_across(errors[e, of_task], first, of_errors[0])
-            _pack_across(errors[e, of_task], first, of_errors[1])
         if e < own:
-            _transpose(right)
-        _transpose(of_errors[1])
+            _transpose(left, right)
+        _transpose(of_errors[0], of_errors[1])
         for i in range(blocks):
             for j in range(i, blocks):
                 multiply_block(
@@ -405,6 +444,35 @@ def add_gramian_of_factors(
                         total = sums[a - 2 * i, b - 2 * j]
                         gramian[one, other] += total * (2 if one == other and a != b else 1)
     end()
+
+
+@_kernel
+def add_gramian_of_sums(
+    address: int, sizes: tuple[int, int, int], own: bool, gramian: NDArray[np.float64]
+) -> None:
+    """Add the inner products of the biases' gradients, and of rows that are each task's own."""
+    use_widest_vectors()
+    sums = carray(at(address), sizes, np.float32)
+    E, K, D = sizes
+    add_all_inner_products(sums, D, np.empty(LEFT * RIGHT, np.float32), gramian)
+    if own:
+        for e in range(E):
+            for k in range(K):
+                row, total = sums[e, k], np.float32(0)
+                for d in range(D):
+                    total += row[d] * row[d]
+                gramian[k, k] += total
+
+
+@_kernel
+def write_gramian(gramian: NDArray[np.float64], address: int) -> None:
+    """Write it, as float32, from what is on and above its diagonal."""
+    K = len(gramian)
+    result = carray(at(address), (K, K), np.float32)
+    for k in range(K):
+        for other in range(k, K):
+            result[k, other] = gramian[k, other]
+            result[other, k] = gramian[k, other]
 
 
 @_kernel
@@ -455,10 +523,10 @@ def _pack_across(rows: NDArray[Any], start: int, packed: NDArray[np.uint32]) -> 
 
 
 @_kernel
-def _transpose(packed: NDArray[np.uint32]) -> None:
+def _transpose(source: NDArray[np.uint32], target: NDArray[np.uint32]) -> None:
     """Transpose each tile, pairs staying together: a left factor becomes a right one, and back."""
-    for n in range(len(packed)):
-        transpose_tile(packed.ctypes.data + n * BYTES)
+    for n in range(len(source)):
+        transpose_tile(source.ctypes.data + n * BYTES, target.ctypes.data + n * BYTES)
 
 
 @_kernel

@@ -18,14 +18,17 @@ from . import amx, dispatch
 from .amx_kernels import (
     add_gramian_of_factors,
     add_gramian_of_rows,
+    add_gramian_of_sums,
     backward,
     forward,
     weighted_product,
+    write_gramian,
 )
 
-TDP, FETCHED, INNER = 16, 20, 8
-"""Cycles, or so, that a product of two tiles takes, a tile's way to memory and back, and the inner
-product of two of float32: estimates that decide between two ways of equal result."""
+PRODUCT, FETCHED, INNER, ENTERED = 16, 20, 8, 120
+"""Cycles, or so, that a product of two tiles takes, a tile's way to memory and back, the inner
+product of two of float32, and a tile's way into one of many: estimates that decide between two ways
+of equal result."""
 
 MOST_FOR_ONE_THREAD = 20_000_000
 """Multiplications up to which a kernel here, which uses one thread, is as fast as a library's
@@ -93,7 +96,7 @@ def apply(
         deviations.
     """
     room = _room_for_results(inputs, weight, bias, norm, relu, keep, dtype)
-    given, own = _sets(inputs)
+    given, sets = _sets(inputs)
     E, K, B, I = inputs.shape  # noqa: E741
     J, D = weight.shape[1:]
     addresses = [each.data_ptr() for each in (given, weight, bias, *room)]
@@ -102,7 +105,7 @@ def apply(
         _TYPES[given.dtype],
         _TYPES[dtype],
         tuple(addresses),
-        (E, K, B, I, D, own, J),
+        (E, K, B, I, D, sets, J),
         norm,
         relu,
     )
@@ -174,39 +177,52 @@ def go_back(
     return room
 
 
-def _room_for_gramian(inputs: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
-    del inputs
-    K = errors[0].shape[1]
+def _room_for_gramian(
+    inputs: Sequence[Tensor], errors: Sequence[Tensor], sums: Sequence[Tensor], own: Sequence[bool]
+) -> Tensor:
+    del inputs, errors, own
+    K = sums[0].shape[1]
     return torch.empty(K, K)
 
 
-@dispatch.operator("(Tensor[] inputs, Tensor[] errors) -> Tensor", _room_for_gramian)
+@dispatch.operator(
+    "(Tensor[] inputs, Tensor[] errors, Tensor[] sums, bool[] own) -> Tensor", _room_for_gramian
+)
 def gramian(
-    inputs: Sequence[Float[Tensor, "E K B _"]], errors: Sequence[Float[Tensor, "E K B _"]]
+    inputs: Sequence[Float[Tensor, "E K B _"]],
+    errors: Sequence[Float[Tensor, "E K B _"]],
+    sums: Sequence[Float[Tensor, "E K _"]],
+    own: Sequence[bool],
 ) -> Float[Tensor, "K K"]:
-    """Return the inner products of tasks' gradients ``inputs[e, k].T @ errors[e, k]``.
+    """Return the inner products of tasks' gradients, summed over networks, layers and parameters.
 
-    Summed over networks and layers.
+    Args:
+        inputs, errors: As of `TaskBlocks`, of each layer.
+        sums: The gradients of its bias.
+        own: Whether they are also those of a row of the weight that is each task's own.
     """
-    K = errors[0].shape[1]
+    K = sums[0].shape[1]
     result = np.zeros((K, K))
-    for each, of_each in zip(inputs, errors, strict=True):
-        given, own = _sets(each)
-        of_each = of_each.contiguous()
+    for each, of_each, of_bias, has_own_row in zip(inputs, errors, sums, own, strict=True):
+        given, sets = _sets(each)
+        of_each, of_bias = of_each.contiguous(), of_bias.contiguous()
         (E, _, B, I), D = each.shape, of_each.shape[-1]  # noqa: E741
         way = add_gramian_of_rows if rows_are_cheaper(K, B, I, D) else add_gramian_of_factors
-        addresses = given.data_ptr(), of_each.data_ptr()
-        way(amx.CONFIGURATION, _TYPES[given.dtype], addresses, (E, K, B, I, D, own), result)
-    result += np.triu(result, 1).T  # they add to what is on and above the diagonal
-    return torch.from_numpy(result).float()
+        addresses, sizes = (given.data_ptr(), of_each.data_ptr()), (E, K, B, I, D, sets)
+        way(amx.CONFIGURATION, _TYPES[given.dtype], addresses, sizes, result)
+        add_gramian_of_sums(of_bias.data_ptr(), (E, K, D), has_own_row, result)
+    room = _room_for_gramian(inputs, errors, sums, own)
+    write_gramian(result, room.data_ptr())
+    return room
 
 
 def rows_are_cheaper(K: int, B: int, I: int, D: int) -> bool:  # noqa: E741
     """Count tiles for K tasks, B rows each, of I inputs and D outputs; see `TaskBlocks`."""
     pairs = K * (K + 1) / 2
     high, wide, deep = (-(-length // amx.SIDE) for length in (I, D, B))
-    of_rows = high * wide * (K * (TDP * -(-B // amx.BLOCK) + FETCHED) + INNER * pairs)
-    of_factors = pairs * deep**2 * (TDP * (high + wide) / 2 + 2 * FETCHED)
+    inner = min(INNER * pairs, ENTERED * K)
+    of_rows = high * wide * (K * (PRODUCT * -(-B // amx.BLOCK) + FETCHED) + inner)
+    of_factors = pairs * deep**2 * (PRODUCT * (high + wide) / 2 + 2 * FETCHED)
     return of_rows < of_factors
 
 
@@ -231,11 +247,11 @@ def weighted_gradients(
     """Return the weighted sums of tasks' gradients, ``(E, I, D)``, of each layer."""
     room = _room_for_sums(weights, inputs, errors)
     for each, of_each, result in zip(inputs, errors, room, strict=True):
-        given, own = _sets(each)
+        given, sets = _sets(each)
         of_each = of_each.contiguous()
         (E, K, B, I), D = each.shape, of_each.shape[-1]  # noqa: E741
         addresses = [tensor.data_ptr() for tensor in (given, of_each, weights, result)]
         type_of_inputs = _TYPES[given.dtype]
-        sizes = E, K, B, I, D, own
+        sizes = E, K, B, I, D, sets
         weighted_product(amx.CONFIGURATION, type_of_inputs, tuple(addresses), sizes)
     return room

@@ -117,7 +117,8 @@ class TaskBlocks:
     def gramian_of_factors(self) -> Float[Tensor, "K K"]:
         """Return ``J @ J.T``, summed over the E networks, without J."""
         if self.in_tiles:
-            return amx_layers.gramian([self.inputs], [self.errors])
+            no_sums = self.errors.new_zeros(len(self.errors), self.errors.shape[1], 1).float()
+            return amx_layers.gramian([self.inputs], [self.errors], [no_sums], [False])
         K, B = self.errors.shape[1:3]
         gramian = self.errors.new_zeros(K, K, dtype=self._wide)
         for first in range(0, K, TASKS_AT_ONCE):

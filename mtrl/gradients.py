@@ -68,23 +68,37 @@ def gramian(jacobian: Jacobian) -> Float[Tensor, "K K"]:
 
 
 def _gramian_in_one_call(jacobian: Jacobian) -> Float[Tensor, "K K"]:
-    multiplied_out = [layer.blocks for layer in jacobian if layer.blocks.multiplies_out()]
-    rows, result = rows_and_gramian(
-        [blocks.inputs for blocks in multiplied_out],
-        [blocks.errors for blocks in multiplied_out],
-        [layer.sums for layer in jacobian],
-        [layer.one_hot for layer in jacobian],
-    )
-    for blocks, each in zip(multiplied_out, rows, strict=True):
-        blocks.keep(each)
-    others = [layer.blocks for layer in jacobian if layer.blocks not in multiplied_out]
-    if in_tiles := [blocks for blocks in others if blocks.in_tiles]:
-        given = [blocks.inputs for blocks in in_tiles], [blocks.errors for blocks in in_tiles]
-        result = result + amx_layers.gramian(*given)
-    for blocks in others:
-        if not blocks.in_tiles:
-            result = result + blocks.gramian_of_factors()
+    in_tiles = [layer for layer in jacobian if layer.blocks.in_tiles]
+    others = [layer for layer in jacobian if not layer.blocks.in_tiles]
+    parts = [amx_layers.gramian(*_given(in_tiles))] if in_tiles else []
+    if others:
+        multiplied_out = [layer.blocks for layer in others if layer.blocks.multiplies_out()]
+        rows, part = rows_and_gramian(
+            [blocks.inputs for blocks in multiplied_out],
+            [blocks.errors for blocks in multiplied_out],
+            [layer.sums for layer in others],
+            [layer.one_hot for layer in others],
+        )
+        for blocks, each in zip(multiplied_out, rows, strict=True):
+            blocks.keep(each)
+        factors = [layer.blocks for layer in others if layer.blocks not in multiplied_out]
+        parts += [part, *(blocks.gramian_of_factors() for blocks in factors)]
+    result = parts[0]
+    for part in parts[1:]:
+        result = result + part
     return result
+
+
+def _given(
+    layers: Sequence[LayerJacobian],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[bool]]:
+    """Return inputs, errors and their sums of layers, and whether tasks have rows of their own."""
+    return (
+        [layer.blocks.inputs for layer in layers],
+        [layer.blocks.errors for layer in layers],
+        [layer.sums for layer in layers],
+        [layer.one_hot for layer in layers],
+    )
 
 
 def _gramian_in_few_operations(jacobian: Jacobian) -> Float[Tensor, "K K"]:
@@ -127,8 +141,7 @@ def combine(weights: Float[Tensor, " K"], jacobian: Jacobian) -> dict[Tensor, Te
     others = [layer for layer in jacobian if layer.weight not in combined]
     products: dict[Tensor, Tensor] = {}
     if in_tiles := [layer for layer in others if layer.blocks.in_tiles]:
-        inputs = [layer.blocks.inputs for layer in in_tiles]
-        errors = [layer.blocks.errors for layer in in_tiles]
+        inputs, errors, *_ = _given(in_tiles)
         sums = amx_layers.weighted_gradients(weights, inputs, errors)
         products = {layer.weight: each for layer, each in zip(in_tiles, sums, strict=True)}
     for layer in others:

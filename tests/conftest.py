@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from mtrl import amx
 from mtrl.dispatch import portable
 
 if not torch.cuda.is_available():  # read when Triton is imported
@@ -20,11 +21,17 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
-@pytest.fixture(scope="module", params=["kernels", "portable"])
+@pytest.fixture(scope="module", params=["kernels", "portable", *["tiles"] * amx.available()])
 def both_ways(request):
-    """Runs a test with compiled kernels, and with what devices other than a CPU run."""
-    with portable() if request.param == "portable" else contextlib.nullcontext():
-        yield
+    """Runs a test with compiled kernels, and with what devices other than a CPU run.
+
+    Where a processor multiplies tiles of bf16, with kernels for that as well.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "tiles":
+            patch.setattr("mtrl.amx.available", lambda: False)
+        with portable() if request.param == "portable" else contextlib.nullcontext():
+            yield
 
 
 @pytest.fixture
