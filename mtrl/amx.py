@@ -91,13 +91,21 @@ def _end(typing_context: Any) -> Any:
     return types.void(), generate
 
 
-def _generate_product(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _generate_product(
+    context: Any, builder: Any, signature: Any, arguments: Any, *, adds: bool
+) -> Any:
     del signature
     left, right, count, out, distance = arguments
     pairs = [(i, j) for i in range(2) for j in range(2)]
     side = ir.Constant(_INTEGER, _ROW)
+    places = []
     for i, j in pairs:
-        _call(builder, "tilezero", _register(2 * i + j))
+        address = _after(builder, out, builder.mul(distance, ir.Constant(_INTEGER, SIDE * i)))
+        places.append(builder.inttoptr(_after(builder, address, _ROW * j), _ADDRESS))
+        if adds:
+            _call(builder, "tileloadd64", _register(2 * i + j), places[-1], distance)
+        else:
+            _call(builder, "tilezero", _register(2 * i + j))
     with cgutils.for_range(builder, count) as loop:
         offset = builder.mul(loop.index, ir.Constant(_INTEGER, 2 * _TILE))
         for first, register in ((left, 4), (right, 6)):
@@ -107,16 +115,19 @@ def _generate_product(context: Any, builder: Any, signature: Any, arguments: Any
                 _call(builder, "tileloadd64", _register(register + half), pointer, side)
         for i, j in pairs:
             _call(builder, "tdpbf16ps", *map(_register, (2 * i + j, 4 + i, 6 + j)))
-    for i, j in pairs:
-        address = _after(builder, out, builder.mul(distance, ir.Constant(_INTEGER, SIDE * i)))
-        pointer = builder.inttoptr(_after(builder, address, _ROW * j), _ADDRESS)
-        _call(builder, "tilestored64", _register(2 * i + j), pointer, distance)
+    for register, place in enumerate(places):
+        _call(builder, "tilestored64", _register(register), place, distance)
     return context.get_dummy_value()
 
 
 def _product(tc: Any, left: Any, right: Any, count: Any, out: Any, distance: Any) -> Any:
     del tc, left, right, count, out, distance
-    return types.void(*[types.intp] * 5), _generate_product
+    return types.void(*[types.intp] * 5), functools.partial(_generate_product, adds=False)
+
+
+def _addition(tc: Any, left: Any, right: Any, count: Any, out: Any, distance: Any) -> Any:
+    del tc, left, right, count, out, distance
+    return types.void(*[types.intp] * 5), functools.partial(_generate_product, adds=True)
 
 
 def _generate_transposed(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -170,6 +181,9 @@ Args:
     count: How many twos there are.
     out, distance: Where the first row goes, and bytes from there to the next.
 """
+
+add_block: Callable[[int, int, int, int, int], None] = _intrinsic(_addition)
+"""As `multiply_block`, but add to what is there."""
 
 transpose_tile: Callable[[int, int], None] = _intrinsic(_transpose)
 """Transpose a tile of numbers of 32 bits, or pairs of bf16, from one address to another or same."""

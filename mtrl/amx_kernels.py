@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import amx, amx_rows, bf16, task_row_kernels, tiles
 from .activation import EPSILON
-from .amx import BLOCK, SIDE, begin, end, multiply_block, transpose_tile
+from .amx import BLOCK, SIDE, add_block, begin, end, multiply_block, transpose_tile
 from .amx_rows import (
     activate_row,
     add_to_row,
@@ -43,6 +43,9 @@ LINE = 4 * SIDE
 
 FEW = 24
 """Up to so many tasks, inner products of their gradients take less time without tiles."""
+
+NEARBY = 256
+"""Twos of tiles, half a megabyte, that stay in a core's own caches."""
 
 _EPSILON = np.float32(EPSILON)
 
@@ -282,26 +285,53 @@ def weighted_product(
     errors = carray(at(addresses[1]), (E, R, D), np.uint16)
     weights = carray(at(addresses[2]), (K,), np.float32)
     result = carray(at(addresses[3]), (E, I, D), np.float32)
-    deep, high, wide = _blocks(R), _blocks(I), _blocks(D)
+    high, wide = _blocks(I), _blocks(D)
+    # So many rows at a time that both factors stay in the caches.
+    deep = max(1, min(_blocks(R), NEARBY // (high + wide)))
     left, right = _room(2 * deep * high), _room(2 * deep * wide)
-    values = np.empty((BLOCK, BLOCK * wide), np.float32)
+    values = np.empty((BLOCK, BLOCK), np.float32)
+    factors = np.empty(R, np.float32)
+    for r in range(R):
+        factors[r] = weights[r // B]
     begin(configuration.ctypes.data)
     for e in range(E):
-        if e < own:
-            _pack_down(inputs[e], left)
-            _transpose(left, left)
-        _pack_weighted(errors[e], weights, right)
-        for start in range(0, I, BLOCK):
-            block = left[2 * deep * (start // BLOCK) : 2 * deep * (start // BLOCK + 1)]
-            if start + BLOCK <= I and D % BLOCK == 0:
-                _multiply(block, right, deep, wide, result[e, start : start + BLOCK])
-                continue
-            _multiply(block, right, deep, wide, values)
-            for i in range(min(BLOCK, I - start)):
-                row, out = values[i], result[e, start + i]
-                for d in range(D):
-                    out[d] = row[d]
+        for start in range(0, R, BLOCK * deep):
+            stop = min(R, start + BLOCK * deep)
+            some = 2 * _blocks(stop - start)
+            if e < own or stop - start < R:
+                _pack_down(inputs[e % own, start:stop], left[: some * high])
+                _transpose(left[: some * high], left)
+            _pack_weighted(errors[e, start:stop], factors[start:stop], right)
+            for i in range(high):
+                for d in range(wide):
+                    from_left = left.ctypes.data + i * some * BYTES
+                    from_right = right.ctypes.data + d * some * BYTES
+                    first = result.ctypes.data + e * result.strides[0]
+                    first += i * BLOCK * result.strides[1] + d * BLOCK * result.itemsize
+                    if BLOCK * (i + 1) > I or BLOCK * (d + 1) > D:
+                        multiply_block(
+                            from_left,
+                            from_right,
+                            some // 2,
+                            values.ctypes.data,
+                            values.strides[0],
+                        )
+                        _write_part(values, start > 0, result[e, BLOCK * i :, BLOCK * d :])
+                    elif start > 0:
+                        add_block(from_left, from_right, some // 2, first, result.strides[1])
+                    else:
+                        multiply_block(from_left, from_right, some // 2, first, result.strides[1])
     end()
+
+
+@_kernel
+def _write_part(block: NDArray[np.float32], adds: bool, out: NDArray[np.float32]) -> None:
+    """Write or add as much of a block as there is room for."""
+    use_widest_vectors()
+    for i in range(min(BLOCK, out.shape[0])):
+        row, source = out[i], block[i]
+        for d in range(min(BLOCK, out.shape[1])):
+            row[d] = source[d] + (row[d] if adds else np.float32(0))
 
 
 @_kernel
@@ -543,11 +573,11 @@ def _pack_down(rows: NDArray[Any], packed: NDArray[np.uint32]) -> None:
 def _pack_weighted(
     rows: NDArray[Any], weights: NDArray[np.float32], packed: NDArray[np.uint32]
 ) -> None:
-    """As `_pack_down`, each task's rows times its weight."""
-    (R, C), deep, K = rows.shape, _blocks(len(rows)), len(weights)
+    """As `_pack_down`, each row times its weight."""
+    (R, C), deep = rows.shape, _blocks(len(rows))
     for r in range(0, deep * BLOCK, 2):
         first, second = _address(rows, r), _address(rows, r + 1)
-        one, other = weights[min(r, R - 1) * K // R], weights[min(r + 1, R - 1) * K // R]
+        one, other = weights[min(r, R - 1)], weights[min(r + 1, R - 1)]
         out = packed.ctypes.data + r // BLOCK * 2 * BYTES + r // 2 % SIDE * LINE
         join_rows(rows, first, second, one, other, C, out, 2 * deep * BYTES)
 
