@@ -10,19 +10,16 @@ block: each that was read serves twice.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from . import tiles
+from .compiler import generated
 
 SIDE = 16
 """Rows of a tile, and numbers of 32 bits, or pairs of bf16, in each."""
@@ -30,14 +27,20 @@ SIDE = 16
 BLOCK = 2 * SIDE
 """Rows and columns of a product that grow at once, and numbers of bf16 in a tile's row."""
 
-_ROW, _TILE = 64, 1024  # bytes
-_BYTE, _INTEGER, _FLOAT = ir.IntType(8), ir.IntType(64), ir.FloatType()
-_ADDRESS = _BYTE.as_pointer()
+LINE, TILE = 64, 1024
+"""Bytes of a tile's row, and of a tile."""
+
+_BYTE, _INTEGER = ir.IntType(8), ir.IntType(64)
+_ADDRESS, _WORDS = _BYTE.as_pointer(), ir.VectorType(ir.IntType(32), SIDE)
+_PAIRS = [(i, j) for i in range(2) for j in range(2)]
 
 
 @functools.cache
 def available() -> bool:
-    """Tell whether kernels may use it: the processor has it, and the system lets this process."""
+    """Tell whether kernels may use it: the processor has it, and the system lets this process.
+
+    Kernels must not run before this was asked: only then does the system.
+    """
     has_instructions = tiles.takes_bf16() and tiles.has("amx-bf16")
     return has_instructions and bool(torch.cpu._init_amx())
 
@@ -46,7 +49,7 @@ def _configuration() -> NDArray[np.uint8]:
     """Return what tells the processor that all tiles are full ones."""
     result = np.zeros(64, np.uint8)
     result[0] = 1  # palette
-    result[16:32:2] = _ROW
+    result[16:32:2] = LINE
     result[48:56] = SIDE
     return result
 
@@ -57,133 +60,106 @@ CONFIGURATION = _configuration()
 
 def _call(builder: Any, name: str, *arguments: Any) -> None:
     kind = ir.FunctionType(ir.VoidType(), [each.type for each in arguments])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}")
+    builder.call(function, arguments)
 
 
 def _register(number: int) -> Any:
     return ir.Constant(_BYTE, number)
 
 
-def _after(builder: Any, address: Any, offset: Any) -> Any:
-    offset = ir.Constant(_INTEGER, offset) if isinstance(offset, int) else offset
-    return builder.add(address, offset)
+def _after(builder: Any, address: Any, offset: int) -> Any:
+    return builder.add(address, ir.Constant(_INTEGER, offset))
 
 
-def _begin(typing_context: Any, address: Any) -> Any:
-    del typing_context, address
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        del signature
-        _call(builder, "ldtilecfg", builder.inttoptr(arguments[0], _ADDRESS))
-        return context.get_dummy_value()
-
-    return types.void(types.intp), generate
+@generated()
+def begin(builder: Any, kinds: Any, configuration: Any) -> None:
+    """Make tiles ready, given `CONFIGURATION`'s address; before that there are none."""
+    del kinds
+    _call(builder, "ldtilecfg", builder.inttoptr(configuration, _ADDRESS))
 
 
-def _end(typing_context: Any) -> Any:
-    del typing_context
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        del signature, arguments
-        _call(builder, "tilerelease")
-        return context.get_dummy_value()
-
-    return types.void(), generate
+@generated()
+def end(builder: Any, kinds: Any) -> None:
+    """Leave nothing in tiles, which the system would have to keep when it changes tasks."""
+    del kinds
+    _call(builder, "tilerelease")
 
 
-def _generate_product(
-    context: Any, builder: Any, signature: Any, arguments: Any, *, adds: bool
-) -> Any:
-    del signature
-    left, right, count, out, distance = arguments
-    pairs = [(i, j) for i in range(2) for j in range(2)]
-    side = ir.Constant(_INTEGER, _ROW)
+@generated()
+def multiply_block(
+    builder: Any, kinds: Any, left: Any, right: Any, count: Any, out: Any, distance: Any
+) -> None:
+    """``multiply_block(left, right, count, out, distance)``: write 32 rows of 32 sums of products.
+
+    `left` is the address of two tiles of the left factor, one below the other, then the two to
+    their right, and so on, `count` times two; `right` that of two of the right factor, next to each
+    other, then the two below. The first row goes to `out`, the next `distance` bytes further.
+    """
+    _multiply(builder, kinds, left, right, count, out, distance, adds=False)
+
+
+@generated()
+def add_block(
+    builder: Any, kinds: Any, left: Any, right: Any, count: Any, out: Any, distance: Any
+) -> None:
+    """As `multiply_block`, but add to what is there."""
+    _multiply(builder, kinds, left, right, count, out, distance, adds=True)
+
+
+def _multiply(
+    builder: Any,
+    kinds: Any,
+    left: Any,
+    right: Any,
+    count: Any,
+    out: Any,
+    distance: Any,
+    *,
+    adds: bool,
+) -> None:
+    del kinds
     places = []
-    for i, j in pairs:
-        address = _after(builder, out, builder.mul(distance, ir.Constant(_INTEGER, SIDE * i)))
-        places.append(builder.inttoptr(_after(builder, address, _ROW * j), _ADDRESS))
+    for i, j in _PAIRS:
+        row = builder.add(out, builder.mul(distance, ir.Constant(_INTEGER, SIDE * i)))
+        places.append(builder.inttoptr(_after(builder, row, LINE * j), _ADDRESS))
+    for register, place in enumerate(places):
         if adds:
-            _call(builder, "tileloadd64", _register(2 * i + j), places[-1], distance)
+            _call(builder, "tileloadd64", _register(register), place, distance)
         else:
-            _call(builder, "tilezero", _register(2 * i + j))
+            _call(builder, "tilezero", _register(register))
     with cgutils.for_range(builder, count) as loop:
-        offset = builder.mul(loop.index, ir.Constant(_INTEGER, 2 * _TILE))
+        offset = builder.mul(loop.index, ir.Constant(_INTEGER, 2 * TILE))
         for first, register in ((left, 4), (right, 6)):
             for half in range(2):
-                address = _after(builder, _after(builder, first, offset), _TILE * half)
-                pointer = builder.inttoptr(address, _ADDRESS)
-                _call(builder, "tileloadd64", _register(register + half), pointer, side)
-        for i, j in pairs:
-            _call(builder, "tdpbf16ps", *map(_register, (2 * i + j, 4 + i, 6 + j)))
+                address = _after(builder, builder.add(first, offset), TILE * half)
+                place, line = builder.inttoptr(address, _ADDRESS), ir.Constant(_INTEGER, LINE)
+                _call(builder, "tileloadd64", _register(register + half), place, line)
+        for register, (i, j) in enumerate(_PAIRS):
+            _call(builder, "tdpbf16ps", *map(_register, (register, 4 + i, 6 + j)))
     for register, place in enumerate(places):
         _call(builder, "tilestored64", _register(register), place, distance)
-    return context.get_dummy_value()
 
 
-def _product(tc: Any, left: Any, right: Any, count: Any, out: Any, distance: Any) -> Any:
-    del tc, left, right, count, out, distance
-    return types.void(*[types.intp] * 5), functools.partial(_generate_product, adds=False)
+@generated()
+def transpose_tile(builder: Any, kinds: Any, source: Any, target: Any) -> None:
+    """Transpose a tile of numbers of 32 bits, or pairs of bf16, to another place or the same."""
+    del kinds
 
+    def places(first: Any) -> list[Any]:
+        lines = (_after(builder, first, LINE * row) for row in range(SIDE))
+        return [builder.inttoptr(line, _WORDS.as_pointer()) for line in lines]
 
-def _addition(tc: Any, left: Any, right: Any, count: Any, out: Any, distance: Any) -> Any:
-    del tc, left, right, count, out, distance
-    return types.void(*[types.intp] * 5), functools.partial(_generate_product, adds=True)
-
-
-def _generate_transposed(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    del signature
-    vector = ir.VectorType(ir.IntType(32), SIDE)
-    sources, targets = (
-        [
-            builder.inttoptr(_after(builder, first, _ROW * row), vector.as_pointer())
-            for row in range(SIDE)
-        ]
-        for first in arguments
-    )
-    rows = [builder.load(source) for source in sources]
+    rows = [builder.load(place) for place in places(source)]
     # Swap ever smaller squares across the diagonal: of 8 rows and columns, of 4, of 2, of 1.
     for step in (8, 4, 2, 1):
-        numbers = range(SIDE)
-        upper = [n if not n & step else SIDE + n - step for n in numbers]
-        lower = [n + step if not n & step else SIDE + n for n in numbers]
-        for row in numbers:
-            if not row & step:
-                two = rows[row], rows[row + step]
-                rows[row], rows[row + step] = (
-                    builder.shuffle_vector(*two, ir.Constant(ir.VectorType(ir.IntType(32), 16), m))
-                    for m in (upper, lower)
-                )
-    for target, row in zip(targets, rows, strict=True):
-        builder.store(row, target)
-    return context.get_dummy_value()
-
-
-def _transpose(typing_context: Any, source: Any, target: Any) -> Any:
-    del typing_context, source, target
-    return types.void(types.intp, types.intp), _generate_transposed
-
-
-_intrinsic = (lambda function: function) if numba.config.DISABLE_JIT else intrinsic
-
-begin: Callable[[int], None] = _intrinsic(_begin)
-"""Make tiles ready, given `CONFIGURATION`'s address; before that there are none."""
-
-end: Callable[[], None] = _intrinsic(_end)
-"""Leave nothing in tiles, which the system would have to keep when it changes tasks."""
-
-multiply_block: Callable[[int, int, int, int, int], None] = _intrinsic(_product)
-"""``multiply_block(left, right, count, out, distance)``: write 32 rows of 32 sums of products.
-
-Args:
-    left: The address of two tiles of the left factor, one below the other, then the two to their
-        right, and so on.
-    right: The address of two tiles of the right one, next to each other, then the two below.
-    count: How many twos there are.
-    out, distance: Where the first row goes, and bytes from there to the next.
-"""
-
-add_block: Callable[[int, int, int, int, int], None] = _intrinsic(_addition)
-"""As `multiply_block`, but add to what is there."""
-
-transpose_tile: Callable[[int, int], None] = _intrinsic(_transpose)
-"""Transpose a tile of numbers of 32 bits, or pairs of bf16, from one address to another or same."""
+        upper = [n if not n & step else SIDE + n - step for n in range(SIDE)]
+        lower = [n + step if not n & step else SIDE + n for n in range(SIDE)]
+        for row in (row for row in range(SIDE) if not row & step):
+            both = rows[row], rows[row + step]
+            rows[row], rows[row + step] = (
+                builder.shuffle_vector(*both, ir.Constant(_WORDS, order))
+                for order in (upper, lower)
+            )
+    for row, place in zip(rows, places(target), strict=True):
+        builder.store(row, place)

@@ -15,12 +15,23 @@ from numpy.typing import NDArray
 
 from . import amx, amx_rows, bf16, task_row_kernels, tiles
 from .activation import EPSILON
-from .amx import BLOCK, SIDE, add_block, begin, end, multiply_block, transpose_tile
+from .amx import (
+    BLOCK,
+    LINE,
+    SIDE,
+    TILE,
+    add_block,
+    begin,
+    end,
+    multiply_block,
+    transpose_tile,
+)
 from .amx_rows import (
-    activate_row,
+    activate,
     add_to_row,
     at,
     join_rows,
+    join_weighted_rows,
     pack_row,
     pass_back,
     squares_of_row,
@@ -29,17 +40,8 @@ from .amx_rows import (
     write_row,
 )
 from .compiler import Compiler, use_widest_vectors
-from .task_row_kernels import add_all_inner_products
+from .task_row_kernels import add_all_inner_products, sum_columns
 from .tiles import LEFT, RIGHT
-
-TILE = SIDE * SIDE
-"""Numbers of 32 bits in a tile."""
-
-BYTES = 4 * TILE
-"""Of a tile."""
-
-LINE = 4 * SIDE
-"""Bytes of a tile's row."""
 
 FEW = 24
 """Up to so many tasks, inner products of their gradients take less time without tiles."""
@@ -49,10 +51,8 @@ NEARBY = 256
 
 _EPSILON = np.float32(EPSILON)
 
-_sources = (amx, amx_rows, bf16, task_row_kernels, tiles)
-_kernel = Compiler(
-    "amx", Path(__file__), *(Path(module.__file__) for module in _sources)
-).vectorised_kernel
+_sources = (amx.__file__, amx_rows.__file__, bf16.__file__, task_row_kernels.__file__)
+_kernel = Compiler("amx", *map(Path, (__file__, *_sources, tiles.__file__))).vectorised_kernel
 
 
 @_kernel
@@ -60,8 +60,8 @@ def forward(
     configuration: NDArray[np.uint8],
     given: NDArray[Any],
     returned: NDArray[Any],
-    addresses: tuple[int, int, int, int, int, int],
-    sizes: tuple[int, int, int, int, int, int, int],
+    addresses: tuple[int, ...],
+    sizes: tuple[int, ...],
     norm: bool,
     relu: bool,
 ) -> None:
@@ -69,11 +69,13 @@ def forward(
 
     Args:
         configuration: `mtrl.amx.CONFIGURATION`.
-        given, returned: Empty arrays of the types of inputs and results.
+        given: An empty array of the inputs' type.
+        returned: The same of the results'.
         addresses: Of inputs, weights, biases, results, normalised rows of bf16, and 1 / their
             deviations; the last two may be 0.
         sizes: E, K, B, I, D, and how many networks there are inputs for and rows of a weight.
-        norm, relu: What follows the biases.
+        norm: Whether a layer norm follows the biases.
+        relu: Whether a ReLU follows.
     """
     use_widest_vectors()
     E, K, B, I, D, own, J = sizes  # noqa: E741
@@ -100,7 +102,8 @@ def forward(
             stop = min(start + BLOCK, R)
             _pack_across(inputs[e % len(inputs), start:stop], 0, left)
             for r in range(start, stop):
-                biases[r - start] = added.ctypes.data + r * tasks // R % len(added) * added.strides[0]
+                task = r * tasks // R % len(added)
+                biases[r - start] = added.ctypes.data + task * added.strides[0]
             if norm:
                 _multiply(left, right, deep, wide, values)
                 for r in range(start, stop):
@@ -118,7 +121,7 @@ def forward(
                 if n < wide:
                     multiply_block(
                         left.ctypes.data,
-                        right.ctypes.data + n * deep * 2 * BYTES,
+                        right.ctypes.data + n * deep * 2 * TILE,
                         deep,
                         values.ctypes.data + n % 2 * BLOCK * values.itemsize,
                         values.strides[0],
@@ -130,7 +133,7 @@ def forward(
                 out = result.ctypes.data + e * result.strides[0] + start * result.strides[1]
                 out += d * result.itemsize
                 for r in range(stop - start):
-                    activate_row(
+                    activate(
                         result,
                         first + r * values.strides[0],
                         biases[r] + d * added.itemsize,
@@ -162,8 +165,8 @@ def backward(
     gradients: NDArray[Any],
     references: NDArray[Any],
     asked: NDArray[Any],
-    addresses: tuple[int, int, int, int, int, int, int],
-    sizes: tuple[int, int, int, int, int, int],
+    addresses: tuple[int, ...],
+    sizes: tuple[int, ...],
     norm: bool,
     relu: bool,
 ) -> None:
@@ -173,13 +176,15 @@ def backward(
 
     Args:
         configuration: `mtrl.amx.CONFIGURATION`.
-        gradients, references, asked: Empty arrays of the types of the results' gradients, of what
-            `forward` has kept, and of the inputs' gradients.
+        gradients: An empty array of the type of the results' gradients.
+        references: The same of what `forward` has kept.
+        asked: The same of the inputs' gradients.
         addresses: Of the results' gradients, of what `forward` has kept of norms or, without one,
             of ReLUs, of 1 / deviations, of weights, of the products' gradients in bf16, or 0, of
             their sums, which are zeros, and of the inputs' gradients.
         sizes: E, K, B, I, or 0 if their gradients are not asked for, D, and rows of a weight.
-        norm, relu: What followed the biases.
+        norm: Whether a layer norm followed the biases.
+        relu: Whether a ReLU followed.
     """
     use_widest_vectors()
     E, K, B, I, D, J = sizes  # noqa: E741
@@ -208,9 +213,7 @@ def backward(
             along = reference.ctypes.data + e * reference.strides[0] + r * reference.strides[1]
             mean, slope, scale = zero, zero, one
             if norm:
-                sums_of_row(
-                    gradient, reference, given, along, D, relu, totals.ctypes.data
-                )
+                sums_of_row(gradient, reference, given, along, D, relu, totals.ctypes.data)
                 mean, slope, scale = totals[0] * share, totals[1] * share, inverse[e, r]
             out = errors.ctypes.data + e * errors.strides[0] + r * errors.strides[1]
             if r == task_ends:
@@ -227,8 +230,8 @@ def backward(
                 mean,
                 slope,
                 scale,
-                left.ctypes.data + waiting // SIDE * BYTES + waiting % SIDE * LINE,
-                2 * BYTES,
+                left.ctypes.data + waiting // SIDE * TILE + waiting % SIDE * LINE,
+                2 * TILE,
                 out if is_kept else 0,
                 sums.ctypes.data + of_task,
             )
@@ -246,7 +249,7 @@ def backward(
                     if n < wide:
                         multiply_block(
                             left.ctypes.data,
-                            right.ctypes.data + n * deep * 2 * BYTES,
+                            right.ctypes.data + n * deep * 2 * TILE,
                             deep,
                             values.ctypes.data + n % 2 * BLOCK * values.itemsize,
                             values.strides[0],
@@ -274,8 +277,8 @@ def backward(
 def weighted_product(
     configuration: NDArray[np.uint8],
     given: NDArray[Any],
-    addresses: tuple[int, int, int, int],
-    sizes: tuple[int, int, int, int, int, int],
+    addresses: tuple[int, ...],
+    sizes: tuple[int, ...],
 ) -> None:
     """Write the weighted sum of the tasks' gradients."""
     use_widest_vectors()
@@ -304,8 +307,8 @@ def weighted_product(
             _pack_weighted(errors[e, start:stop], factors[start:stop], right)
             for i in range(high):
                 for d in range(wide):
-                    from_left = left.ctypes.data + i * some * BYTES
-                    from_right = right.ctypes.data + d * some * BYTES
+                    from_left = left.ctypes.data + i * some * TILE
+                    from_right = right.ctypes.data + d * some * TILE
                     first = result.ctypes.data + e * result.strides[0]
                     first += i * BLOCK * result.strides[1] + d * BLOCK * result.itemsize
                     if BLOCK * (i + 1) > I or BLOCK * (d + 1) > D:
@@ -338,8 +341,8 @@ def _write_part(block: NDArray[np.float32], adds: bool, out: NDArray[np.float32]
 def add_gramian_of_rows(
     configuration: NDArray[np.uint8],
     given: NDArray[Any],
-    addresses: tuple[int, int],
-    sizes: tuple[int, int, int, int, int, int],
+    addresses: tuple[int, ...],
+    sizes: tuple[int, ...],
     gramian: NDArray[np.float64],
 ) -> None:
     """Add the inner products of the tasks' gradients, a block of each multiplied out at a time."""
@@ -370,16 +373,16 @@ def add_gramian_of_rows(
                 for k in range(K):
                     row = rows.ctypes.data + k % rows.shape[1] * rows.strides[1]
                     multiply_block(
-                        left.ctypes.data + (k * high + i) * deep * 2 * BYTES,
-                        right.ctypes.data + (k * wide + d) * deep * 2 * BYTES,
+                        left.ctypes.data + (k * high + i) * deep * 2 * TILE,
+                        right.ctypes.data + (k * wide + d) * deep * 2 * TILE,
                         deep,
                         row,
                         BLOCK * rows.itemsize,
                     )
                     if K > FEW:
-                        first = one.ctypes.data + k // BLOCK * 2 * BLOCK * BYTES
-                        first += k % BLOCK // SIDE * BYTES + k % SIDE * LINE
-                        pack_row(rows, row, BLOCK * BLOCK, first, 2 * BYTES)
+                        first = one.ctypes.data + k // BLOCK * 2 * BLOCK * TILE
+                        first += k % BLOCK // SIDE * TILE + k % SIDE * LINE
+                        pack_row(rows, row, BLOCK * BLOCK, first, 2 * TILE)
                 if K <= FEW:
                     add_all_inner_products(rows, BLOCK * BLOCK, sums, gramian)
                 else:
@@ -402,8 +405,8 @@ def _add_products(
     for i in range(0, K, BLOCK):
         for j in range(i, K, BLOCK):
             multiply_block(
-                left.ctypes.data + i // BLOCK * deep * 2 * BYTES,
-                right.ctypes.data + j // BLOCK * deep * 2 * BYTES,
+                left.ctypes.data + i // BLOCK * deep * 2 * TILE,
+                right.ctypes.data + j // BLOCK * deep * 2 * TILE,
                 deep,
                 products.ctypes.data,
                 products.strides[0],
@@ -418,8 +421,8 @@ def _add_products(
 def add_gramian_of_factors(
     configuration: NDArray[np.uint8],
     given: NDArray[Any],
-    addresses: tuple[int, int],
-    sizes: tuple[int, int, int, int, int, int],
+    addresses: tuple[int, ...],
+    sizes: tuple[int, ...],
     gramian: NDArray[np.float64],
 ) -> None:
     """Add the inner products of the tasks' gradients, from those of inputs and of errors."""
@@ -436,7 +439,8 @@ def add_gramian_of_factors(
     of_errors = _room(2 * blocks * deep_of_errors), _room(2 * blocks * deep_of_errors)
     if B % SIDE:
         of_errors[0][:], left[:] = 0, 0
-    products, sums = np.empty((2, BLOCK, BLOCK), np.float32), np.empty((2, 2), np.float32)
+    products, sums = np.empty((blocks, BLOCK, BLOCK), np.float32), np.empty((2, 2), np.float32)
+    of_two = np.empty((BLOCK, BLOCK), np.float32)
     begin(configuration.ctypes.data)
     for e in range(E):
         for k in range(K):
@@ -448,24 +452,26 @@ def add_gramian_of_factors(
             _transpose(left, right)
         _transpose(of_errors[0], of_errors[1])
         for i in range(blocks):
+            # One left block after the other stays in the innermost cache; two would not.
             for j in range(i, blocks):
                 multiply_block(
-                    left.ctypes.data + i * deep * 2 * BYTES,
-                    right.ctypes.data + j * deep * 2 * BYTES,
+                    left.ctypes.data + i * deep * 2 * TILE,
+                    right.ctypes.data + j * deep * 2 * TILE,
                     deep,
-                    products.ctypes.data,
-                    BLOCK * products.itemsize,
+                    products.ctypes.data + j * products.strides[0],
+                    products.strides[1],
                 )
+            for j in range(i, blocks):
                 multiply_block(
-                    of_errors[0].ctypes.data + i * deep_of_errors * 2 * BYTES,
-                    of_errors[1].ctypes.data + j * deep_of_errors * 2 * BYTES,
+                    of_errors[0].ctypes.data + i * deep_of_errors * 2 * TILE,
+                    of_errors[1].ctypes.data + j * deep_of_errors * 2 * TILE,
                     deep_of_errors,
-                    products.ctypes.data + products.strides[0],
-                    BLOCK * products.itemsize,
+                    of_two.ctypes.data,
+                    of_two.strides[0],
                 )
                 sum_products(
-                    products.ctypes.data,
-                    products.ctypes.data + products.strides[0],
+                    products.ctypes.data + j * products.strides[0],
+                    of_two.ctypes.data,
                     sums.ctypes.data,
                 )
                 for a in range(2 * i, min(2 * i + 2, count)):
@@ -477,8 +483,46 @@ def add_gramian_of_factors(
 
 
 @_kernel
+def add_gramian_of_columns(
+    given: NDArray[Any],
+    addresses: tuple[int, ...],
+    sizes: tuple[int, ...],
+    gramian: NDArray[np.float64],
+) -> None:
+    """Add the inner products of the tasks' gradients, where errors are one column of float32."""
+    E, K, B, I, own = sizes  # noqa: E741
+    inputs = carray(at(addresses[0]), (own, K, B, I), given.dtype)
+    errors = carray(at(addresses[1]), (E, K, B, 1), np.float32)
+    rows = np.empty((E, K, I), np.float32)
+    for e in range(E):
+        sum_columns(inputs[e % own], errors[e], rows[e])
+    add_all_inner_products(rows, I, np.empty(LEFT * RIGHT, np.float32), gramian)
+
+
+@_kernel
+def weighted_columns(
+    given: NDArray[Any],
+    addresses: tuple[int, ...],
+    sizes: tuple[int, ...],
+) -> None:
+    """Write the weighted sum of the tasks' gradients, where errors are one column of float32."""
+    use_widest_vectors()
+    E, K, B, I, own = sizes  # noqa: E741
+    inputs = carray(at(addresses[0]), (own, 1, K * B, I), given.dtype)
+    errors = carray(at(addresses[1]), (E, K, B), np.float32)
+    weights = carray(at(addresses[2]), (K,), np.float32)
+    result = carray(at(addresses[3]), (E, 1, I), np.float32)
+    scaled = np.empty((1, K * B, 1), np.float32)
+    for e in range(E):
+        for k in range(K):
+            for b in range(B):
+                scaled[0, k * B + b, 0] = weights[k] * errors[e, k, b]
+        sum_columns(inputs[e % own], scaled, result[e])
+
+
+@_kernel
 def add_gramian_of_sums(
-    address: int, sizes: tuple[int, int, int], own: bool, gramian: NDArray[np.float64]
+    address: int, sizes: tuple[int, ...], own: bool, gramian: NDArray[np.float64]
 ) -> None:
     """Add the inner products of the biases' gradients, and of rows that are each task's own."""
     use_widest_vectors()
@@ -513,9 +557,10 @@ def _blocks(length: int) -> int:
 @_kernel
 def _room(count: int) -> NDArray[np.uint32]:
     """Allocate tiles whose rows are lines of the caches."""
-    room = np.empty(TILE * count + SIDE, np.uint32)
+    numbers = SIDE * SIDE * count
+    room = np.empty(numbers + SIDE, np.uint32)
     first = -(room.ctypes.data // room.itemsize) % SIDE
-    return room[first : first + TILE * count].reshape(count, SIDE, SIDE)
+    return room[first : first + numbers].reshape(count, SIDE, SIDE)
 
 
 @_kernel
@@ -530,7 +575,7 @@ def _multiply(
     for n in range(wide):
         multiply_block(
             left.ctypes.data,
-            right.ctypes.data + n * deep * 2 * BYTES,
+            right.ctypes.data + n * deep * 2 * TILE,
             deep,
             out.ctypes.data + n * BLOCK * out.itemsize,
             out.strides[0],
@@ -547,16 +592,16 @@ def _pack_across(rows: NDArray[Any], start: int, packed: NDArray[np.uint32]) -> 
     deep = _blocks(C)
     for r in range(R):
         block, place = (start + r) // BLOCK, (start + r) % BLOCK
-        first = packed.ctypes.data + 2 * block * deep * BYTES
-        first += place // SIDE * BYTES + place % SIDE * LINE
-        pack_row(rows, rows.ctypes.data + r * rows.strides[0], C, first, 2 * BYTES)
+        first = packed.ctypes.data + 2 * block * deep * TILE
+        first += place // SIDE * TILE + place % SIDE * LINE
+        pack_row(rows, rows.ctypes.data + r * rows.strides[0], C, first, 2 * TILE)
 
 
 @_kernel
 def _transpose(source: NDArray[np.uint32], target: NDArray[np.uint32]) -> None:
     """Transpose each tile, pairs staying together: a left factor becomes a right one, and back."""
     for n in range(len(source)):
-        transpose_tile(source.ctypes.data + n * BYTES, target.ctypes.data + n * BYTES)
+        transpose_tile(source.ctypes.data + n * TILE, target.ctypes.data + n * TILE)
 
 
 @_kernel
@@ -565,8 +610,8 @@ def _pack_down(rows: NDArray[Any], packed: NDArray[np.uint32]) -> None:
     C, deep = rows.shape[1], _blocks(len(rows))
     for r in range(0, deep * BLOCK, 2):
         first, second = _address(rows, r), _address(rows, r + 1)
-        out = packed.ctypes.data + r // BLOCK * 2 * BYTES + r // 2 % SIDE * LINE
-        join_rows(rows, first, second, 1, 1, C, out, 2 * deep * BYTES)
+        out = packed.ctypes.data + r // BLOCK * 2 * TILE + r // 2 % SIDE * LINE
+        join_rows(rows, first, second, C, out, 2 * deep * TILE)
 
 
 @_kernel
@@ -578,8 +623,8 @@ def _pack_weighted(
     for r in range(0, deep * BLOCK, 2):
         first, second = _address(rows, r), _address(rows, r + 1)
         one, other = weights[min(r, R - 1)], weights[min(r + 1, R - 1)]
-        out = packed.ctypes.data + r // BLOCK * 2 * BYTES + r // 2 % SIDE * LINE
-        join_rows(rows, first, second, one, other, C, out, 2 * deep * BYTES)
+        out = packed.ctypes.data + r // BLOCK * 2 * TILE + r // 2 % SIDE * LINE
+        join_weighted_rows(rows, first, second, one, other, C, out, 2 * deep * TILE)
 
 
 @_kernel

@@ -8,19 +8,23 @@ to a product's rows while they are at hand, and what enters a product is rounded
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import amx, dispatch
 from .amx_kernels import (
+    add_gramian_of_columns,
     add_gramian_of_factors,
     add_gramian_of_rows,
     add_gramian_of_sums,
     backward,
     forward,
+    weighted_columns,
     weighted_product,
     write_gramian,
 )
@@ -30,7 +34,7 @@ PRODUCT, FETCHED, INNER, ENTERED = 16, 20, 8, 120
 product of two of float32, and a tile's way into one of many: estimates that decide between two ways
 of equal result."""
 
-MOST_FOR_ONE_THREAD = 20_000_000
+MOST_FOR_ONE_THREAD = 25_000_000
 """Multiplications up to which a kernel here, which uses one thread, is as fast as a library's
 product that uses several."""
 
@@ -44,7 +48,7 @@ def takes(inputs: Tensor, columns: int, dtype: torch.dtype) -> bool:
     )
 
 
-_TYPES = {
+_TYPES: dict[torch.dtype, NDArray[Any]] = {
     torch.bfloat16: np.empty(0, np.uint16),
     torch.float32: np.empty(0, np.float32),
 }
@@ -137,7 +141,7 @@ def _room_for_gradients(
 def go_back(
     gradient: Float[Tensor, "E K B D"],
     reference: Float[Tensor, "E K B D"],
-    inverse: Float[Tensor, "..."],
+    inverse: Float[Tensor, ...],
     weight: Float[Tensor, "E J D"],
     norm: bool,
     relu: bool,
@@ -197,7 +201,8 @@ def gramian(
     """Return the inner products of tasks' gradients, summed over networks, layers and parameters.
 
     Args:
-        inputs, errors: As of `TaskBlocks`, of each layer.
+        inputs: As of `TaskBlocks`, of each layer.
+        errors: The same: bf16, but for one column.
         sums: The gradients of its bias.
         own: Whether they are also those of a row of the weight that is each task's own.
     """
@@ -207,9 +212,12 @@ def gramian(
         given, sets = _sets(each)
         of_each, of_bias = of_each.contiguous(), of_bias.contiguous()
         (E, _, B, I), D = each.shape, of_each.shape[-1]  # noqa: E741
-        way = add_gramian_of_rows if rows_are_cheaper(K, B, I, D) else add_gramian_of_factors
-        addresses, sizes = (given.data_ptr(), of_each.data_ptr()), (E, K, B, I, D, sets)
-        way(amx.CONFIGURATION, _TYPES[given.dtype], addresses, sizes, result)
+        addresses, kind = (given.data_ptr(), of_each.data_ptr()), _TYPES[given.dtype]
+        if D == 1:
+            add_gramian_of_columns(kind, addresses, (E, K, B, I, sets), result)
+        else:
+            way = add_gramian_of_rows if rows_are_cheaper(K, B, I, D) else add_gramian_of_factors
+            way(amx.CONFIGURATION, kind, addresses, (E, K, B, I, D, sets), result)
         add_gramian_of_sums(of_bias.data_ptr(), (E, K, D), has_own_row, result)
     room = _room_for_gramian(inputs, errors, sums, own)
     write_gramian(result, room.data_ptr())
@@ -236,9 +244,7 @@ def _room_for_sums(
     ]
 
 
-@dispatch.operator(
-    "(Tensor weights, Tensor[] inputs, Tensor[] errors) -> Tensor[]", _room_for_sums
-)
+@dispatch.operator("(Tensor weights, Tensor[] inputs, Tensor[] errors) -> Tensor[]", _room_for_sums)
 def weighted_gradients(
     weights: Float[Tensor, " K"],
     inputs: Sequence[Float[Tensor, "E K B _"]],
@@ -250,8 +256,10 @@ def weighted_gradients(
         given, sets = _sets(each)
         of_each = of_each.contiguous()
         (E, K, B, I), D = each.shape, of_each.shape[-1]  # noqa: E741
-        addresses = [tensor.data_ptr() for tensor in (given, of_each, weights, result)]
-        type_of_inputs = _TYPES[given.dtype]
-        sizes = E, K, B, I, D, sets
-        weighted_product(amx.CONFIGURATION, type_of_inputs, tuple(addresses), sizes)
+        tensors = given, of_each, weights, result
+        addresses, kind = tuple([tensor.data_ptr() for tensor in tensors]), _TYPES[given.dtype]
+        if D == 1:
+            weighted_columns(kind, addresses, (E, K, B, I, sets))
+        else:
+            weighted_product(amx.CONFIGURATION, kind, addresses, (E, K, B, I, D, sets))
     return room

@@ -61,9 +61,12 @@ class TaskBlocks:
         self._wide = wide_type(errors.dtype)
         self._is_column = errors.shape[-1] == 1
         self.inputs = inputs
-        self.in_tiles = amx_layers.takes(inputs, errors.shape[-1], errors.dtype)
-        if not self.in_tiles:
-            errors = errors.to(self._wide if self._is_column else inputs.dtype)
+        of_products = inputs.dtype if self._is_column else errors.dtype
+        self.in_tiles = amx_layers.takes(inputs, errors.shape[-1], of_products)
+        if self._is_column:
+            errors = errors.to(self._wide)
+        elif not self.in_tiles:
+            errors = errors.to(inputs.dtype)
         self.errors = errors
         self._length = inputs.shape[-1] * errors.shape[-1]
         self.kept: Tensor | None = None

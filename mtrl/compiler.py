@@ -87,6 +87,52 @@ class Compiler:
             numba.config.CACHE_DIR = before
 
 
+def generated(
+    result: Any = types.void, *, arrays: int = 0
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make of a function that generates instructions one that kernels can call.
+
+    It is given what generates them, types of numbers, and the kernel's arguments: addresses and
+    other integers, float32, and truth values.
+
+    Args:
+        result: What the kernel is returned.
+        arrays: So many arrays a kernel passes before, for the types of their numbers alone.
+    """
+
+    def decorate(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def typed(typing_context: Any, *given: Any) -> Any:
+            del typing_context
+            kinds = [each.dtype for each in given[:arrays]]
+
+            def called(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                del signature
+                values = list(arguments[arrays:])
+                for number, kind in enumerate(given[arrays:]):
+                    if isinstance(kind, types.Boolean):
+                        values[number] = builder.trunc(values[number], ir.IntType(1))
+                made = generate(builder, kinds, *values)
+                return context.get_dummy_value() if made is None else made
+
+            return result(*map(_passed_as, given)), called
+
+        _, _, *parameters = inspect.signature(generate).parameters.values()
+        names = ["typing_context", *(f"array_{n}" for n in range(arrays))]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        before = [inspect.Parameter(name, kind) for name in names]
+        typed.__name__, typed.__doc__ = generate.__name__, generate.__doc__
+        cast(Any, typed).__signature__ = inspect.Signature([*before, *parameters])
+        return generate if numba.config.DISABLE_JIT else cast(Any, intrinsic(typed))
+
+    return decorate
+
+
+def _passed_as(kind: Any) -> Any:
+    if isinstance(kind, types.Integer):
+        return types.intp
+    return types.float32 if isinstance(kind, types.Float) else kind
+
+
 def _use_widest_vectors(typing_context: Any) -> Any:
     del typing_context
 

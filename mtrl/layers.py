@@ -128,10 +128,11 @@ def _forward_in_tiles(ctx: Any, inputs: Tensor, layer: _Layer) -> Tensor:
 
 def _backward_in_tiles(ctx: Any, gradient: Tensor) -> Tensor | None:
     layer: _Layer = ctx.layer
-    inputs, *kept = ctx.saved_tensors
+    inputs, reference, inverse = ctx.saved_tensors
     errors, sums, of_inputs = amx_layers.go_back(
         gradient,
-        *kept,
+        reference,
+        inverse,
         layer.weight.detach(),
         layer.activation.norm,
         layer.activation.relu,
