@@ -353,10 +353,12 @@ def add_gramian_of_rows(
     errors = carray(at(addresses[1]), (E, R, D), np.uint16)
     deep, high, wide = _blocks(B), _blocks(I), _blocks(D)
     left, right = _room(2 * K * deep * high), _room(2 * K * deep * wide)
-    # Of many tasks, blocks are rounded and taken to tiles one by one.
+    # Of many tasks, blocks are rounded and taken to tiles one by one, two for each that comes from
+    # afar.
+    at_once = 1 if K <= FEW else min(2, high)
     rows = np.empty((1, K if K <= FEW else 1, BLOCK * BLOCK), np.float32)
     sums = np.empty(LEFT * RIGHT, np.float32)
-    room = 2 * _blocks(K) * BLOCK if K > FEW else 0
+    room = 2 * _blocks(K) * at_once * BLOCK if K > FEW else 0
     one, other = _room(room), _room(room)
     begin(configuration.ctypes.data)
     for e in range(E):
@@ -368,26 +370,31 @@ def add_gramian_of_rows(
                 _transpose(some, some)
             some = right[2 * k * deep * wide : 2 * (k + 1) * deep * wide]
             _pack_down(errors[e, of_task], some)
-        for i in range(high):
+        for start in range(0, high, at_once):
+            stop = min(start + at_once, high)
+            length = 2 * (stop - start) * BLOCK  # tiles of 32 tasks
             for d in range(wide):
                 for k in range(K):
                     row = rows.ctypes.data + k % rows.shape[1] * rows.strides[1]
-                    multiply_block(
-                        left.ctypes.data + (k * high + i) * deep * 2 * TILE,
-                        right.ctypes.data + (k * wide + d) * deep * 2 * TILE,
-                        deep,
-                        row,
-                        BLOCK * rows.itemsize,
-                    )
-                    if K > FEW:
-                        first = one.ctypes.data + k // BLOCK * 2 * BLOCK * TILE
-                        first += k % BLOCK // SIDE * TILE + k % SIDE * LINE
-                        pack_row(rows, row, BLOCK * BLOCK, first, 2 * TILE)
+                    place = one.ctypes.data + k // BLOCK * length * TILE
+                    place += k % BLOCK // SIDE * TILE + k % SIDE * LINE
+                    for i in range(start, stop):
+                        multiply_block(
+                            left.ctypes.data + (k * high + i) * deep * 2 * TILE,
+                            right.ctypes.data + (k * wide + d) * deep * 2 * TILE,
+                            deep,
+                            row,
+                            BLOCK * rows.itemsize,
+                        )
+                        if K > FEW:
+                            first = place + (i - start) * 2 * BLOCK * TILE
+                            pack_row(rows, row, BLOCK * BLOCK, first, 2 * TILE)
                 if K <= FEW:
                     add_all_inner_products(rows, BLOCK * BLOCK, sums, gramian)
                 else:
-                    _transpose(one, other)
-                    _add_products(one, other, rows[0, 0], gramian)
+                    tiles_of_all = _blocks(K) * length
+                    _transpose(one[:tiles_of_all], other)
+                    _add_products(one[:tiles_of_all], other, rows[0, 0], gramian)
     end()
 
 
