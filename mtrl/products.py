@@ -26,6 +26,10 @@ itself for each number that it meets, which takes longer than the product."""
 LARGE = 80_000_000
 """Multiplications in a product from which on looking for rows of zeros takes less than it saves."""
 
+LARGE_IF_THIN = 500_000
+"""Numbers on the larger side of a product with one column, or of one column, from which on a
+compiler's loops take longer than a kernel."""
+
 WORTH_PACKING = 0.8
 """Share of rows that are not zeros up to which the others are left out of a product."""
 
@@ -48,8 +52,10 @@ def multiply(
         dtype: Of the result; by default that of `right`.
     """
     dtype = dtype or right.dtype
-    if dispatch.on_cpu(left) and torch.bfloat16 in (left.dtype, dtype) and _is_thin(left, right):
-        return _multiply_thin(left, right, dtype)
+    if torch.bfloat16 in (left.dtype, dtype) and _is_thin(left, right):
+        is_large = left.shape[:2].numel() * max(left.shape[-1], right.shape[-1]) >= LARGE_IF_THIN
+        if dispatch.on_cpu(left) or (is_large and dispatch.has_operators(left)):
+            return _multiply_thin(left, right, dtype)
     return _multiply(left.to(right.dtype), right).to(dtype)
 
 
@@ -119,9 +125,10 @@ def _is_thin(left: Tensor, right: Tensor) -> bool:
     return right.dtype == torch.float32 and 1 in (left.shape[-1], right.shape[-1])
 
 
+@dispatch.operator("(Tensor left, Tensor right, ScalarType dtype) -> Tensor", _room_for_product)
 def _multiply_thin(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Multiply numbers of bf16 with those of float32 while they pass, without a copy of them."""
-    result = left.new_empty(*left.shape[:2], right.shape[-1], dtype=dtype)
+    result = _room_for_product(left, right, dtype)
     kernel = _outer if left.shape[-1] == 1 else _times_column
     kernel(numbers(left.contiguous()), right.numpy(), numbers(result))
     return result
@@ -134,7 +141,7 @@ def _times_column(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any])
     E, R, I = left.shape  # noqa: E741
     zero = np.float32(0)
     for e in range(E):
-        column = right[e, :, 0]
+        column = right[e].copy().reshape(I)  # in one piece, which a compiler then knows
         for r in range(R):
             row, total = left[e, r], zero
             for i in range(I):
