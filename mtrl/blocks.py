@@ -10,7 +10,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import amx_layers, bf16, dispatch
+from . import bf16, dispatch
+from .amx import operators as amx
 from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
 from .products import multiply
@@ -54,7 +55,7 @@ class TaskBlocks:
 
     Attributes:
         kept: J, its rows multiplied out with unused numbers between them, if a CPU keeps it.
-        in_tiles: Whether `mtrl.amx_layers` multiplies, in yet other ways.
+        in_tiles: Whether `mtrl.amx` multiplies, in yet other ways.
     """
 
     def __init__(self, inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"]) -> None:
@@ -62,7 +63,7 @@ class TaskBlocks:
         self._is_column = errors.shape[-1] == 1
         self.inputs = inputs
         of_products = inputs.dtype if self._is_column else errors.dtype
-        self.in_tiles = amx_layers.takes(inputs, errors.shape[-1], of_products)
+        self.in_tiles = amx.takes(inputs, errors.shape[-1], of_products)
         if self._is_column:
             errors = errors.to(self._wide)
         elif not self.in_tiles:
@@ -88,7 +89,7 @@ class TaskBlocks:
     def combine(self, weights: Float[Tensor, " K"]) -> Float[Tensor, "E I D"]:
         """Return ``weights @ J``, without J."""
         if self.in_tiles:
-            return amx_layers.weighted_gradients(weights, [self.inputs], [self.errors])[0]
+            return amx.weighted_gradients(weights, [self.inputs], [self.errors])[0]
         # But for a column's, which is found in one pass over the inputs, as the sum would be.
         if self._is_column and dispatch.on_cpu(self.errors):
             return self._unflatten(weights @ sums_of_columns(self.inputs, self.errors))
@@ -121,7 +122,7 @@ class TaskBlocks:
         """Return ``J @ J.T``, summed over the E networks, without J."""
         if self.in_tiles:
             no_sums = self.errors.new_zeros(len(self.errors), self.errors.shape[1], 1).float()
-            return amx_layers.gramian([self.inputs], [self.errors], [no_sums], [False])
+            return amx.gramian([self.inputs], [self.errors], [no_sums], [False])
         K, B = self.errors.shape[1:3]
         gramian = self.errors.new_zeros(K, K, dtype=self._wide)
         for first in range(0, K, TASKS_AT_ONCE):

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import amx_layers, dispatch
+from . import dispatch
+from .amx import operators as amx
 from .blocks import TaskBlocks
 from .task_rows import rows_and_gramian, weighted_sums
 
@@ -70,7 +71,7 @@ def gramian(jacobian: Jacobian) -> Float[Tensor, "K K"]:
 def _gramian_in_one_call(jacobian: Jacobian) -> Float[Tensor, "K K"]:
     in_tiles = [layer for layer in jacobian if layer.blocks.in_tiles]
     others = [layer for layer in jacobian if not layer.blocks.in_tiles]
-    parts = [amx_layers.gramian(*_given(in_tiles))] if in_tiles else []
+    parts = [amx.gramian(*_given(in_tiles))] if in_tiles else []
     if others:
         multiplied_out = [layer.blocks for layer in others if layer.blocks.multiplies_out()]
         rows, part = rows_and_gramian(
@@ -142,7 +143,7 @@ def combine(weights: Float[Tensor, " K"], jacobian: Jacobian) -> dict[Tensor, Te
     products: dict[Tensor, Tensor] = {}
     if in_tiles := [layer for layer in others if layer.blocks.in_tiles]:
         inputs, errors, *_ = _given(in_tiles)
-        sums = amx_layers.weighted_gradients(weights, inputs, errors)
+        sums = amx.weighted_gradients(weights, inputs, errors)
         products = {layer.weight: each for layer, each in zip(in_tiles, sums, strict=True)}
     for layer in others:
         combined |= layer.combine(weights, products.get(layer.weight))

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import amx_layers
 from .activation import Activation
+from .amx import operators as amx
 from .blocks import TaskBlocks
 from .gradients import LayerJacobian, Tape
 from .products import multiply, multiply_rows_that_count
@@ -76,7 +76,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, probe: Tensor | None, layer: _Layer) -> Tensor:
         del probe  # it only leads back here
         ctx.layer, ctx.shape, ctx.dtype = layer, inputs.shape, inputs.dtype
-        ctx.in_tiles = amx_layers.takes(inputs, layer.weight.shape[-1], layer.dtype)
+        ctx.in_tiles = amx.takes(inputs, layer.weight.shape[-1], layer.dtype)
         if ctx.in_tiles:
             return _forward_in_tiles(ctx, inputs.detach(), layer)
         E, K, B, I = inputs.shape  # noqa: E741
@@ -121,7 +121,7 @@ def _remember(layer: _Layer, inputs: Tensor, errors: Tensor, sums: Tensor) -> No
 def _forward_in_tiles(ctx: Any, inputs: Tensor, layer: _Layer) -> Tensor:
     given = inputs, layer.weight.detach(), layer.bias.detach()
     norm, relu, keep = layer.activation.norm, layer.activation.relu, any(ctx.needs_input_grad)
-    outputs, kept, inverse = amx_layers.apply(*given, norm, relu, keep, layer.result_dtype)
+    outputs, kept, inverse = amx.apply(*given, norm, relu, keep, layer.result_dtype)
     ctx.save_for_backward(inputs, kept if norm else outputs, inverse)
     return outputs
 
@@ -129,7 +129,7 @@ def _forward_in_tiles(ctx: Any, inputs: Tensor, layer: _Layer) -> Tensor:
 def _backward_in_tiles(ctx: Any, gradient: Tensor) -> Tensor | None:
     layer: _Layer = ctx.layer
     inputs, reference, inverse = ctx.saved_tensors
-    errors, sums, of_inputs = amx_layers.go_back(
+    errors, sums, of_inputs = amx.go_back(
         gradient,
         reference,
         inverse,

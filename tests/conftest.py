@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from mtrl import amx
+from mtrl.amx import instructions
 from mtrl.dispatch import portable
 
 if not torch.cuda.is_available():  # read when Triton is imported
@@ -21,7 +21,9 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
-@pytest.fixture(scope="module", params=["kernels", "portable", *["tiles"] * amx.available()])
+@pytest.fixture(
+    scope="module", params=["kernels", "portable", *["tiles"] * instructions.available()]
+)
 def both_ways(request):
     """Runs a test with compiled kernels, and with what devices other than a CPU run.
 
@@ -29,7 +31,7 @@ def both_ways(request):
     """
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "tiles":
-            patch.setattr("mtrl.amx.available", lambda: False)
+            patch.setattr("mtrl.amx.instructions.available", lambda: False)
         with portable() if request.param == "portable" else contextlib.nullcontext():
             yield
 

@@ -1,4 +1,4 @@
-"""Layers whose products are in bf16 on a CPU that multiplies tiles (`mtrl.amx`), in a call each.
+"""Layers whose products are in bf16 on a CPU that multiplies tiles, in a call each.
 
 A library's product of the sizes that networks here have takes about as long to begin as to
 multiply, and what follows it goes through memory once more. Here bias, layer norm and ReLU happen
@@ -16,18 +16,20 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import amx, dispatch
-from .amx_kernels import (
+from mtrl import dispatch
+
+from . import instructions
+from .gradients import (
     add_gramian_of_columns,
     add_gramian_of_factors,
     add_gramian_of_rows,
     add_gramian_of_sums,
-    backward,
-    forward,
     weighted_columns,
     weighted_product,
     write_gramian,
 )
+from .instructions import BLOCK, CONFIGURATION, SIDE
+from .layers import backward, forward
 
 PRODUCT, FETCHED, INNER, ENTERED = 16, 20, 8, 120
 """Cycles, or so, that a product of two tiles takes, a tile's way to memory and back, the inner
@@ -41,7 +43,11 @@ product that uses several."""
 
 def takes(inputs: Tensor, columns: int, dtype: torch.dtype) -> bool:
     """Tell whether layers with such inputs, and products in `dtype`, go this way."""
-    if dtype != torch.bfloat16 or not dispatch.has_operators(inputs) or not amx.available():
+    if (
+        dtype != torch.bfloat16
+        or not dispatch.has_operators(inputs)
+        or not instructions.available()
+    ):
         return False
     return 0 not in inputs.shape and (
         torch.get_num_threads() == 1 or inputs.numel() * columns <= MOST_FOR_ONE_THREAD
@@ -105,7 +111,7 @@ def apply(
     J, D = weight.shape[1:]
     addresses = [each.data_ptr() for each in (given, weight, bias, *room)]
     forward(
-        amx.CONFIGURATION,
+        CONFIGURATION,
         _TYPES[given.dtype],
         _TYPES[dtype],
         tuple(addresses),
@@ -169,7 +175,7 @@ def go_back(
     addresses = [each.data_ptr() for each in (gradient, reference, inverse, weight, *room)]
     E, K, B, D = gradient.shape
     backward(
-        amx.CONFIGURATION,
+        CONFIGURATION,
         _TYPES[gradient.dtype],
         _TYPES[reference.dtype],
         _TYPES[dtype],
@@ -217,7 +223,7 @@ def gramian(
             add_gramian_of_columns(kind, addresses, (E, K, B, I, sets), result)
         else:
             way = add_gramian_of_rows if rows_are_cheaper(K, B, I, D) else add_gramian_of_factors
-            way(amx.CONFIGURATION, kind, addresses, (E, K, B, I, D, sets), result)
+            way(CONFIGURATION, kind, addresses, (E, K, B, I, D, sets), result)
         add_gramian_of_sums(of_bias.data_ptr(), (E, K, D), has_own_row, result)
     room = _room_for_gramian(inputs, errors, sums, own)
     write_gramian(result, room.data_ptr())
@@ -227,9 +233,9 @@ def gramian(
 def rows_are_cheaper(K: int, B: int, I: int, D: int) -> bool:  # noqa: E741
     """Count tiles for K tasks, B rows each, of I inputs and D outputs; see `TaskBlocks`."""
     pairs = K * (K + 1) / 2
-    high, wide, deep = (-(-length // amx.SIDE) for length in (I, D, B))
+    high, wide, deep = (-(-length // SIDE) for length in (I, D, B))
     inner = min(INNER * pairs, ENTERED * K)
-    of_rows = high * wide * (K * (PRODUCT * -(-B // amx.BLOCK) + FETCHED) + inner)
+    of_rows = high * wide * (K * (PRODUCT * -(-B // BLOCK) + FETCHED) + inner)
     of_factors = pairs * deep**2 * (PRODUCT * (high + wide) / 2 + 2 * FETCHED)
     return of_rows < of_factors
 
@@ -261,5 +267,5 @@ def weighted_gradients(
         if D == 1:
             weighted_columns(kind, addresses, (E, K, B, I, sets))
         else:
-            weighted_product(amx.CONFIGURATION, kind, addresses, (E, K, B, I, D, sets))
+            weighted_product(CONFIGURATION, kind, addresses, (E, K, B, I, D, sets))
     return room

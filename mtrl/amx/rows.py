@@ -17,9 +17,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from . import tiles
-from .amx import BLOCK, SIDE, TILE
-from .compiler import generated
+from mtrl import tiles
+from mtrl.compiler import generated
+
+from .instructions import BLOCK, SIDE, TILE
 
 _BIT, _SHORT, _WORD, _INTEGER = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 _FLOAT, _NOTHING, _ADDRESS = ir.FloatType(), ir.VoidType(), ir.IntType(8).as_pointer()

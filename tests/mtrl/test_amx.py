@@ -6,13 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl import amx, amx_layers, dispatch
+from mtrl import dispatch
 from mtrl.activation import Activation
+from mtrl.amx import instructions, operators
 from mtrl.blocks import TaskBlocks
 from mtrl.gradients import Tape, combine, gramian, jacobian
 from mtrl.layers import linear
 
-needs_tiles = pytest.mark.skipif(not amx.available(), reason="the processor has no tiles")
+needs_tiles = pytest.mark.skipif(not instructions.available(), reason="the processor has no tiles")
 
 COUNT = st.integers(1, 5)
 # Within a block and beyond one, with something left over or not.
@@ -61,11 +62,11 @@ def test_a_layer_there_and_back(sizes, norm, relu, one_hot, is_shared, types):
     norm = norm and D > 2  # of two numbers it is a sign, whatever they are
     inputs = _normal(generator, 1 if is_shared else E, K, B, I, dtype=types[0]).expand(E, K, B, I)
     weight, bias = _layer(generator, E, K, I, D, one_hot)
-    outputs, kept, inverse = amx_layers.apply(inputs, weight, bias, norm, relu, True, types[1])
+    outputs, kept, inverse = operators.apply(inputs, weight, bias, norm, relu, True, types[1])
     assert outputs.dtype == types[1]
     expected = _expected(inputs, weight, bias, norm, relu)
     torch.testing.assert_close(outputs.double(), expected, rtol=2**-8, atol=1e-4)
-    unkept, *nothing = amx_layers.apply(inputs, weight, bias, norm, relu, False, types[1])
+    unkept, *nothing = operators.apply(inputs, weight, bias, norm, relu, False, types[1])
     assert torch.equal(unkept, outputs)
     assert not any(each.numel() for each in nothing)
 
@@ -78,7 +79,7 @@ def test_a_layer_there_and_back(sizes, norm, relu, one_hot, is_shared, types):
         along = (passed * rows).mean(-1, keepdim=True)
         less = passed - passed.mean(-1, keepdim=True) - rows * along
         passed = less * inverse.double().view(E, K, B, 1)
-    found = amx_layers.go_back(gradient, reference, inverse, weight, norm, relu, True, I, types[0])
+    found = operators.go_back(gradient, reference, inverse, weight, norm, relu, True, I, types[0])
     errors, sums, of_inputs = found
     assert (errors.dtype, of_inputs.dtype) == (torch.bfloat16, types[0])
     torch.testing.assert_close(errors.double(), passed, rtol=2**-8, atol=1e-4)
@@ -87,10 +88,10 @@ def test_a_layer_there_and_back(sizes, norm, relu, one_hot, is_shared, types):
     rounding = 2**-8 if types[0] == torch.bfloat16 else 1e-5
     torch.testing.assert_close(of_inputs.double(), back, rtol=rounding, atol=1e-4)
     arguments = gradient, reference, inverse, weight, norm, relu
-    nothing, _, alone = amx_layers.go_back(*arguments, False, I, types[0])
+    nothing, _, alone = operators.go_back(*arguments, False, I, types[0])
     assert torch.equal(alone, of_inputs)
     assert nothing.numel() == 0
-    again, *_ = amx_layers.go_back(*arguments, True, 0, types[0])
+    again, *_ = operators.go_back(*arguments, True, 0, types[0])
     assert torch.equal(again, errors)
 
 
@@ -100,8 +101,7 @@ def test_a_layer_there_and_back(sizes, norm, relu, one_hot, is_shared, types):
 @pytest.mark.parametrize(("E", "B"), [(1, 1), (2, 16), (2, 20), (1, 33)])
 @pytest.mark.parametrize(("I", "D"), [(43, 32), (32, 8), (70, 2), (5, 1)])
 def test_inner_products_and_weighted_sums(rows, K, E, B, I, D, monkeypatch):  # noqa: E741
-    monkeypatch.setattr(amx_layers, "rows_are_cheaper", lambda *_: rows)
-    monkeypatch.setattr("mtrl.amx_kernels.NEARBY", 4)  # where it is not compiled in already
+    monkeypatch.setattr(operators, "rows_are_cheaper", lambda *_: rows)
     generator = torch.Generator().manual_seed(K * B)
     inputs = _normal(generator, 1, K, B, I).expand(E, K, B, I)
     if D == 1:
@@ -112,7 +112,7 @@ def test_inner_products_and_weighted_sums(rows, K, E, B, I, D, monkeypatch):  # 
     J = (_low(inputs).mT @ errors.double()).flatten(2)
     expected = (J @ J.mT).sum(0) + (sums.double() @ sums.double().mT).sum(0)
     own = torch.diag(sums.double().square().sum((0, 2)))
-    found = amx_layers.gramian([inputs, inputs], [errors, errors], [sums, sums], [True, False])
+    found = operators.gramian([inputs, inputs], [errors, errors], [sums, sums], [True, False])
     room = 2**-8 * expected.diagonal().max().item()
     torch.testing.assert_close(found.double(), 2 * expected + own, rtol=1e-3, atol=room)
     assert torch.equal(found, found.T)
@@ -120,7 +120,7 @@ def test_inner_products_and_weighted_sums(rows, K, E, B, I, D, monkeypatch):  # 
     scaled = errors.float() * weights[:, None, None]
     scaled = scaled.double() if D == 1 else _low(scaled)
     combined = (_low(inputs).mT @ scaled).sum(1)
-    first, second = amx_layers.weighted_gradients(weights, [inputs, inputs], [errors, errors])
+    first, second = operators.weighted_gradients(weights, [inputs, inputs], [errors, errors])
     assert torch.equal(first, second)
     torch.testing.assert_close(first.double(), combined, rtol=1e-4, atol=1e-3)
 
@@ -131,11 +131,11 @@ def test_more_rows_than_stay_nearby():
     inputs = _normal(generator, 2, 7, 200, 400, dtype=torch.bfloat16)
     errors = _normal(generator, 2, 7, 200, 90, dtype=torch.bfloat16)
     ones = torch.ones(7)
-    (found,) = amx_layers.weighted_gradients(ones, [inputs], [errors])
+    (found,) = operators.weighted_gradients(ones, [inputs], [errors])
     expected = inputs.double().flatten(1, 2).mT @ errors.double().flatten(1, 2)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-2)
     shared = inputs[:1].expand_as(inputs)
-    (found,) = amx_layers.weighted_gradients(ones, [shared], [errors])
+    (found,) = operators.weighted_gradients(ones, [shared], [errors])
     expected = shared.double().flatten(1, 2).mT @ errors.double().flatten(1, 2)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-2)
 
@@ -147,7 +147,7 @@ def test_rows_of_zeros_are_left_out_and_what_is_not_a_number_is_not(norm):
     inputs = _normal(generator, 2, 3, 30, 40, dtype=torch.bfloat16)
     weight, bias = _layer(generator, 2, 3, 40, 50, one_hot=False)
     given = norm, True, True, torch.bfloat16
-    outputs, kept, inverse = amx_layers.apply(inputs, weight, bias, *given)
+    outputs, kept, inverse = operators.apply(inputs, weight, bias, *given)
     gradient = _normal(generator, 2, 3, 30, 50, dtype=torch.bfloat16)
     gradient[0, :, ::2] = 0
     gradient[1] = 0
@@ -156,7 +156,7 @@ def test_rows_of_zeros_are_left_out_and_what_is_not_a_number_is_not(norm):
     reference[0, 1, 3, 4] = 1
     weight[1] = torch.inf
     arguments = gradient, reference, inverse, weight, norm, True, True, 40, torch.bfloat16
-    errors, sums, of_inputs = amx_layers.go_back(*arguments)
+    errors, sums, of_inputs = operators.go_back(*arguments)
     assert not of_inputs[0, :, ::2].any()
     assert not of_inputs[1].any()
     broken = of_inputs.isnan().any(-1).nonzero().tolist()
@@ -198,7 +198,7 @@ def test_a_network_learns_with_tiles_what_it_learns_without(monkeypatch):
     _, exact = _learned(double, inputs.double(), torch.float64)
     distances = []
     for in_tiles in (True, False):
-        monkeypatch.setattr("mtrl.amx.available", lambda in_tiles=in_tiles: in_tiles)
+        monkeypatch.setattr("mtrl.amx.instructions.available", lambda in_tiles=in_tiles: in_tiles)
         J, found = _learned(layers, inputs, torch.bfloat16)
         assert all(layer.blocks.in_tiles is in_tiles for layer in J)
         pairs = zip(found, exact, strict=True)
@@ -208,26 +208,26 @@ def test_a_network_learns_with_tiles_what_it_learns_without(monkeypatch):
 
 
 def test_who_goes_this_way(monkeypatch):
-    monkeypatch.setattr("mtrl.amx.available", lambda: True)
+    monkeypatch.setattr("mtrl.amx.instructions.available", lambda: True)
     inputs = torch.zeros(2, 10, 128, 400)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert amx_layers.takes(inputs, 400, torch.bfloat16)
-        assert not amx_layers.takes(inputs, 400, torch.float32)
-        assert not amx_layers.takes(inputs[..., :0], 400, torch.bfloat16)
+        assert operators.takes(inputs, 400, torch.bfloat16)
+        assert not operators.takes(inputs, 400, torch.float32)
+        assert not operators.takes(inputs[..., :0], 400, torch.bfloat16)
         with dispatch.portable():
-            assert not amx_layers.takes(inputs, 400, torch.bfloat16)
+            assert not operators.takes(inputs, 400, torch.bfloat16)
         with dispatch.traced():
-            assert amx_layers.takes(inputs, 400, torch.bfloat16)
+            assert operators.takes(inputs, 400, torch.bfloat16)
         # What is large is left to a library, which can use several threads.
         torch.set_num_threads(2)
-        assert not amx_layers.takes(inputs, 400, torch.bfloat16)
-        assert amx_layers.takes(inputs[:, :, :16, :256], 256, torch.bfloat16)
+        assert not operators.takes(inputs, 400, torch.bfloat16)
+        assert operators.takes(inputs[:, :, :16, :256], 256, torch.bfloat16)
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr("mtrl.amx.available", lambda: False)
-    assert not amx_layers.takes(inputs, 400, torch.bfloat16)
+    monkeypatch.setattr("mtrl.amx.instructions.available", lambda: False)
+    assert not operators.takes(inputs, 400, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -235,19 +235,19 @@ def test_who_goes_this_way(monkeypatch):
     [(10, 16, 256, False), (10, 32, 256, False), (10, 128, 400, True), (50, 16, 256, False)],
 )
 def test_the_cheaper_way(K, B, width, rows):
-    assert amx_layers.rows_are_cheaper(K, B, width, width) is rows
+    assert operators.rows_are_cheaper(K, B, width, width) is rows
 
 
 def test_a_processor_without_tiles_is_not_asked_for_them(monkeypatch):
     asked = []
     monkeypatch.setattr("mtrl.tiles.takes_bf16", lambda: False)
     monkeypatch.setattr(torch.cpu, "_init_amx", lambda: asked.append(True))
-    assert not amx.available.__wrapped__()
+    assert not instructions.available.__wrapped__()
     assert not asked
 
 
 def test_the_configuration_is_of_eight_full_tiles():
-    numbers = amx.CONFIGURATION
+    numbers = instructions.CONFIGURATION
     assert numbers[0] == 1
     assert numbers[16:32].view(np.uint16).tolist() == [64] * 8
     assert numbers[48:56].tolist() == [16] * 8
