@@ -12,10 +12,9 @@ import numpy as np
 from numba import carray
 from numpy.typing import NDArray
 
-from mtrl.compiler import Compiler, use_widest_vectors
-from mtrl.task_row_kernels import add_all_inner_products, sum_columns
-from mtrl.tiles import LEFT, RIGHT
-
+from ..compiler import Compiler, use_widest_vectors
+from ..task_row_kernels import add_all_inner_products, sum_columns
+from ..tiles import LEFT, RIGHT
 from .instructions import BLOCK, LINE, SIDE, TILE, add_block, begin, end, multiply_block
 from .packing import SOURCES, blocks_of, pack_across, pack_down, pack_weighted, room_for, transpose
 from .rows import at, pack_row, sum_products

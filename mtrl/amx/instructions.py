@@ -18,8 +18,8 @@ from llvmlite import ir
 from numba.core import cgutils
 from numpy.typing import NDArray
 
-from mtrl import tiles
-from mtrl.compiler import generated
+from .. import tiles
+from ..compiler import generated
 
 SIDE = 16
 """Rows of a tile, and numbers of 32 bits, or pairs of bf16, in each."""

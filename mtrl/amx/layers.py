@@ -8,9 +8,8 @@ import numpy as np
 from numba import carray
 from numpy.typing import NDArray
 
-from mtrl.activation import EPSILON
-from mtrl.compiler import Compiler, use_widest_vectors
-
+from ..activation import EPSILON
+from ..compiler import Compiler, use_widest_vectors
 from .instructions import BLOCK, LINE, SIDE, TILE, begin, end, multiply_block
 from .packing import SOURCES, blocks_of, pack_across, pack_down, room_for, transpose
 from .rows import (

@@ -16,8 +16,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl import dispatch
-
+from .. import dispatch
 from . import instructions
 from .gradients import (
     add_gramian_of_columns,

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl import bf16, task_row_kernels, tiles
-from mtrl.compiler import Compiler
-
+from .. import bf16, task_row_kernels, tiles
+from ..compiler import Compiler
 from .instructions import BLOCK, LINE, SIDE, TILE, transpose_tile
 from .rows import join_rows, join_weighted_rows, pack_row
 

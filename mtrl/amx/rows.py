@@ -17,9 +17,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from mtrl import tiles
-from mtrl.compiler import generated
-
+from .. import tiles
+from ..compiler import generated
 from .instructions import BLOCK, SIDE, TILE
 
 _BIT, _SHORT, _WORD, _INTEGER = (ir.IntType(bits) for bits in (1, 16, 32, 64))
