@@ -41,8 +41,10 @@ def available() -> bool:
 
     Kernels must not run before this was asked: only then does the system.
     """
-    has_instructions = tiles.takes_bf16() and tiles.has("amx-bf16")
-    return has_instructions and bool(torch.cpu._init_amx())
+    if not (tiles.takes_bf16() and tiles.has("amx-bf16")):
+        return False
+    ask = getattr(torch.cpu, "_init_amx", None)  # torch's own, which may go
+    return ask is not None and bool(ask())
 
 
 def _configuration() -> NDArray[np.uint8]:
