@@ -48,8 +48,8 @@ def _read(typing_context: Any, number: Any) -> Any:
 
 
 def _rounded(typing_context: Any, value: Any, array: Any) -> Any:
-    del typing_context
-    if array.dtype != types.uint16 or value == types.uint16:
+    del typing_context, value
+    if array.dtype != types.uint16:
         return array.dtype(array.dtype, array), lambda _c, _b, _s, arguments: arguments[0]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -76,7 +76,7 @@ def _read_in_python(number: Any) -> Any:
 
 
 def _rounded_in_python(value: Any, array: NDArray[Any]) -> Any:
-    if array.dtype != np.uint16 or isinstance(value, np.uint16):
+    if array.dtype != np.uint16:
         return value
     return torch.tensor(value, dtype=torch.float32).bfloat16().view(torch.uint16).numpy()[()]
 
@@ -85,6 +85,4 @@ read = _read_in_python if numba.config.DISABLE_JIT else intrinsic(_read)
 """``read(array[i])``: the number that an array of any type holds."""
 
 rounded = _rounded_in_python if numba.config.DISABLE_JIT else intrinsic(_rounded)
-"""``array[i] = rounded(value, array)``: the nearest of those that an array can hold.
-
-What comes from another array of bf16 passes as it is."""
+"""``array[i] = rounded(value, array)``: the nearest of those that an array can hold."""

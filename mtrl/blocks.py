@@ -49,9 +49,10 @@ class TaskBlocks:
     The second wins for small batches. Which is cheaper is decided by the shapes.
 
     Args:
-        inputs: ``(E, K, B, I)``, in the type that products are computed in.
-        errors: ``(E, K, B, D)``, rounded to the same, but not where they are one column. Results
-            are at least of float32.
+        inputs: ``(E, K, B, I)``, in the type that products are computed in, to which errors are
+            rounded; or not rounded yet, where errors are.
+        errors: ``(E, K, B, D)``, not rounded where they are one column. Results are at least of
+            float32.
 
     Attributes:
         kept: J, its rows multiplied out with unused numbers between them, if a CPU keeps it.
@@ -63,7 +64,7 @@ class TaskBlocks:
         self._is_column = errors.shape[-1] == 1
         self.inputs = inputs
         of_products = inputs.dtype if self._is_column else errors.dtype
-        self.in_tiles = amx.takes(inputs, errors.shape[-1], of_products)
+        self.in_tiles = amx.takes(inputs, errors.shape[-1], of_products, self._wide)
         if self._is_column:
             errors = errors.to(self._wide)
         elif not self.in_tiles:

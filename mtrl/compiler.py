@@ -107,11 +107,7 @@ def generated(
 
             def called(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
                 del signature
-                values = list(arguments[arrays:])
-                for number, kind in enumerate(given[arrays:]):
-                    if isinstance(kind, types.Boolean):
-                        values[number] = builder.trunc(values[number], ir.IntType(1))
-                made = generate(builder, kinds, *values)
+                made = generate(builder, kinds, *arguments[arrays:])
                 return context.get_dummy_value() if made is None else made
 
             return result(*map(_passed_as, given)), called

@@ -30,7 +30,8 @@ def linear(
     """Apply the affine maps of E networks to the batches of K tasks, and what follows them.
 
     Args:
-        inputs: Activations, one set per network.
+        inputs: Activations, one set per network. They and the weight stay as they are until the
+            gradients have been combined.
         weight: ``J = I``, or ``J = I + K`` with `one_hot`.
         bias: Added to every row.
         activation: What follows.
@@ -76,7 +77,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, probe: Tensor | None, layer: _Layer) -> Tensor:
         del probe  # it only leads back here
         ctx.layer, ctx.shape, ctx.dtype = layer, inputs.shape, inputs.dtype
-        ctx.in_tiles = amx.takes(inputs, layer.weight.shape[-1], layer.dtype)
+        others = layer.weight.dtype, layer.bias.dtype, layer.result_dtype
+        ctx.in_tiles = amx.takes(inputs, layer.weight.shape[-1], layer.dtype, *others)
         if ctx.in_tiles:
             return _forward_in_tiles(ctx, inputs.detach(), layer)
         E, K, B, I = inputs.shape  # noqa: E741
@@ -122,18 +124,18 @@ def _forward_in_tiles(ctx: Any, inputs: Tensor, layer: _Layer) -> Tensor:
     given = inputs, layer.weight.detach(), layer.bias.detach()
     norm, relu, keep = layer.activation.norm, layer.activation.relu, any(ctx.needs_input_grad)
     outputs, kept, inverse = amx.apply(*given, norm, relu, keep, layer.result_dtype)
-    ctx.save_for_backward(inputs, kept if norm else outputs, inverse)
+    ctx.save_for_backward(inputs, kept if norm else outputs, inverse, layer.weight.detach())
     return outputs
 
 
 def _backward_in_tiles(ctx: Any, gradient: Tensor) -> Tensor | None:
     layer: _Layer = ctx.layer
-    inputs, reference, inverse = ctx.saved_tensors
+    inputs, reference, inverse, weight = ctx.saved_tensors
     errors, sums, of_inputs = amx.go_back(
         gradient,
         reference,
         inverse,
-        layer.weight.detach(),
+        weight,
         layer.activation.norm,
         layer.activation.relu,
         layer.tape is not None,

@@ -108,10 +108,12 @@ def add_gramian_of_rows(
     errors = carray(at(addresses[1]), (E, R, D), np.uint16)
     deep, high, wide = blocks_of(B), blocks_of(I), blocks_of(D)
     left, right = room_for(2 * K * deep * high), room_for(2 * K * deep * wide)
-    # Of many tasks, blocks are rounded and taken to tiles one by one, two for each that comes from
-    # afar.
-    at_once = 1 if K <= FEW else min(2, high)
-    rows = np.empty((1, K if K <= FEW else 1, BLOCK * BLOCK), np.float32)
+    # Two blocks for each of errors, which come from afar. Of many tasks, they are rounded and taken
+    # to tiles one by one.
+    at_once = min(2, high)
+    rows = np.empty(
+        (1, K, at_once * BLOCK * BLOCK) if K <= FEW else (1, 1, BLOCK * BLOCK), np.float32
+    )
     sums = np.empty(LEFT * RIGHT, np.float32)
     room = 2 * blocks_of(K) * at_once * BLOCK if K > FEW else 0
     one, other = room_for(room), room_for(room)
@@ -130,10 +132,12 @@ def add_gramian_of_rows(
             length = 2 * (stop - start) * BLOCK  # tiles of 32 tasks
             for d in range(wide):
                 for k in range(K):
-                    row = rows.ctypes.data + k % rows.shape[1] * rows.strides[1]
                     place = one.ctypes.data + k // BLOCK * length * TILE
                     place += k % BLOCK // SIDE * TILE + k % SIDE * LINE
                     for i in range(start, stop):
+                        part = (i - start) * BLOCK * BLOCK * rows.itemsize
+                        offset = k * rows.strides[1] + part if K <= FEW else 0
+                        row = rows.ctypes.data + offset
                         multiply_block(
                             left.ctypes.data + (k * high + i) * deep * 2 * TILE,
                             right.ctypes.data + (k * wide + d) * deep * 2 * TILE,
@@ -145,7 +149,7 @@ def add_gramian_of_rows(
                             first = place + (i - start) * 2 * BLOCK * TILE
                             pack_row(rows, row, BLOCK * BLOCK, first, 2 * TILE)
                 if K <= FEW:
-                    add_all_inner_products(rows, BLOCK * BLOCK, sums, gramian)
+                    add_all_inner_products(rows, (stop - start) * BLOCK * BLOCK, sums, gramian)
                 else:
                     tiles_of_all = blocks_of(K) * length
                     transpose(one[:tiles_of_all], other)

@@ -40,7 +40,7 @@ def forward(
     """Write layers' results, and with norm what the way back needs of them, if there is room.
 
     Args:
-        configuration: `mtrl.amx.CONFIGURATION`.
+        configuration: `mtrl.amx.instructions.CONFIGURATION`.
         given: An empty array of the inputs' type.
         returned: The same of the results'.
         addresses: Of inputs, weights, biases, results, normalised rows of bf16, and 1 / their
@@ -147,7 +147,7 @@ def backward(
     Each of them where there is room. Rows of zeros are not multiplied.
 
     Args:
-        configuration: `mtrl.amx.CONFIGURATION`.
+        configuration: `mtrl.amx.instructions.CONFIGURATION`.
         gradients: An empty array of the type of the results' gradients.
         references: The same of what `forward` has kept.
         asked: The same of the inputs' gradients.
@@ -199,6 +199,7 @@ def backward(
                 along,
                 D,
                 relu,
+                norm,
                 mean,
                 slope,
                 scale,

@@ -1,4 +1,4 @@
-"""Layers whose products are in bf16 on a CPU that multiplies tiles, in a call each.
+"""Layers and tasks' gradients in bf16 on a CPU that multiplies tiles: what the rest calls.
 
 A library's product of the sizes that networks here have takes about as long to begin as to
 multiply, and what follows it goes through memory once more. Here bias, layer norm and ReLU happen
@@ -40,24 +40,28 @@ MOST_FOR_ONE_THREAD = 25_000_000
 product that uses several."""
 
 
-def takes(inputs: Tensor, columns: int, dtype: torch.dtype) -> bool:
-    """Tell whether layers with such inputs, and products in `dtype`, go this way."""
-    if (
-        dtype != torch.bfloat16
-        or not dispatch.has_operators(inputs)
-        or not instructions.available()
-    ):
-        return False
-    return 0 not in inputs.shape and (
-        torch.get_num_threads() == 1 or inputs.numel() * columns <= MOST_FOR_ONE_THREAD
-    )
-
-
 _TYPES: dict[torch.dtype, NDArray[Any]] = {
     torch.bfloat16: np.empty(0, np.uint16),
     torch.float32: np.empty(0, np.float32),
 }
 """What tells kernels a type; they are given addresses, as an array takes half a microsecond."""
+
+
+def takes(inputs: Tensor, columns: int, dtype: torch.dtype, *others: torch.dtype) -> bool:
+    """Tell whether layers go this way.
+
+    Args:
+        inputs: Of the layer.
+        columns: Of its results.
+        dtype: Of its products.
+        others: Of whatever else kernels read or write, which they do as bf16 or float32.
+    """
+    if dtype != torch.bfloat16 or not dispatch.has_operators(inputs):
+        return False
+    if not instructions.available() or not _TYPES.keys() >= {inputs.dtype, *others}:
+        return False
+    is_small = inputs.numel() * columns <= MOST_FOR_ONE_THREAD
+    return 0 not in inputs.shape and (is_small or torch.get_num_threads() == 1)
 
 
 def _sets(inputs: Tensor) -> tuple[Tensor, int]:
@@ -78,10 +82,12 @@ def _room_for_results(
 ) -> tuple[Tensor, Tensor, Tensor]:
     del bias, relu
     shape = *inputs.shape[:3], weight.shape[-1]
-    result = torch.empty(shape, dtype=dtype)
     is_kept = keep and norm
-    kept = torch.empty(shape if is_kept else (0,), dtype=torch.bfloat16)
-    return result, kept, torch.empty(shape[:3] if is_kept else (0,))
+    return (
+        inputs.new_empty(shape, dtype=dtype),
+        inputs.new_empty(shape if is_kept else (0,), dtype=torch.bfloat16),
+        inputs.new_empty(shape[:3] if is_kept else (0,), dtype=torch.float32),
+    )
 
 
 @dispatch.operator(
@@ -106,6 +112,7 @@ def apply(
     """
     room = _room_for_results(inputs, weight, bias, norm, relu, keep, dtype)
     given, sets = _sets(inputs)
+    weight, bias = weight.contiguous(), bias.contiguous()
     E, K, B, I = inputs.shape  # noqa: E741
     J, D = weight.shape[1:]
     addresses = [each.data_ptr() for each in (given, weight, bias, *room)]
@@ -134,8 +141,11 @@ def _room_for_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     del reference, inverse, weight, norm, relu
     E, K, B, D = gradient.shape
-    errors = torch.empty((E, K, B, D) if keep else (0,), dtype=torch.bfloat16)
-    return errors, torch.zeros(E, K, D), torch.empty(E, K, B, inputs, dtype=dtype)
+    return (
+        gradient.new_empty((E, K, B, D) if keep else (0,), dtype=torch.bfloat16),
+        gradient.new_zeros(E, K, D, dtype=torch.float32),
+        gradient.new_empty(E, K, B, inputs, dtype=dtype),
+    )
 
 
 @dispatch.operator(
@@ -163,7 +173,7 @@ def go_back(
         weight: As it was given.
         norm: Whether there is a layer norm.
         relu: Whether there is a ReLU.
-        keep: Whether gradients of products are asked for.
+        keep: Whether gradients of products and their sums are asked for.
         inputs: How many of the inputs' gradients are asked for: I, or 0.
         dtype: Of these.
     """
@@ -171,6 +181,7 @@ def go_back(
         gradient, reference, inverse, weight, norm, relu, keep, inputs, dtype
     )
     gradient, reference = gradient.contiguous(), reference.contiguous()
+    inverse, weight = inverse.contiguous(), weight.contiguous()
     addresses = [each.data_ptr() for each in (gradient, reference, inverse, weight, *room)]
     E, K, B, D = gradient.shape
     backward(
@@ -191,7 +202,7 @@ def _room_for_gramian(
 ) -> Tensor:
     del inputs, errors, own
     K = sums[0].shape[1]
-    return torch.empty(K, K)
+    return sums[0].new_empty(K, K, dtype=torch.float32)
 
 
 @dispatch.operator(
@@ -242,9 +253,8 @@ def rows_are_cheaper(K: int, B: int, I: int, D: int) -> bool:  # noqa: E741
 def _room_for_sums(
     weights: Tensor, inputs: Sequence[Tensor], errors: Sequence[Tensor]
 ) -> list[Tensor]:
-    del weights
     return [
-        torch.empty(len(of_each), each.shape[-1], of_each.shape[-1])
+        weights.new_empty(len(of_each), each.shape[-1], of_each.shape[-1], dtype=torch.float32)
         for each, of_each in zip(inputs, errors, strict=True)
     ]
 
@@ -256,6 +266,7 @@ def weighted_gradients(
     errors: Sequence[Float[Tensor, "E K B _"]],
 ) -> list[Tensor]:
     """Return the weighted sums of tasks' gradients, ``(E, I, D)``, of each layer."""
+    weights = weights.float().contiguous()
     room = _room_for_sums(weights, inputs, errors)
     for each, of_each, result in zip(inputs, errors, room, strict=True):
         given, sets = _sets(each)

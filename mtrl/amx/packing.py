@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import bf16, task_row_kernels, tiles
+from .. import activation, bf16, task_row_kernels, tiles
 from ..compiler import Compiler
 from .instructions import BLOCK, LINE, SIDE, TILE, transpose_tile
 from .rows import join_rows, join_weighted_rows, pack_row
 
 SOURCES = (
     Path(__file__).parent,
-    *(Path(str(module.__file__)) for module in (bf16, task_row_kernels, tiles)),
+    *(Path(str(module.__file__)) for module in (activation, bf16, task_row_kernels, tiles)),
 )
 """All that kernels here are made of."""
 
@@ -78,7 +78,7 @@ def pack_down(rows: NDArray[Any], packed: NDArray[np.uint32]) -> None:
 def pack_weighted(
     rows: NDArray[Any], weights: NDArray[np.float32], packed: NDArray[np.uint32]
 ) -> None:
-    """As `_pack_down`, each row times its weight."""
+    """As `pack_down`, each row times its weight."""
     (R, C), deep = rows.shape, blocks_of(len(rows))
     for r in range(0, deep * BLOCK, 2):
         first, second = _address(rows, r), _address(rows, r + 1)

@@ -165,6 +165,90 @@ def test_rows_of_zeros_are_left_out_and_what_is_not_a_number_is_not(norm):
     assert errors.isnan().any(-1).nonzero().tolist() == broken
 
 
+@needs_tiles
+@pytest.mark.parametrize("relu", [False, True])
+def test_an_infinite_output_whose_gradient_is_zero_is_only_looked_at(relu):
+    reference = torch.tensor([torch.inf, 1, 2, 3]).view(1, 1, 1, 4)
+    gradient, weight = torch.tensor([0.0, 1, 1, 1]).view(1, 1, 1, 4), torch.ones(1, 5, 4)
+    given = gradient, reference, torch.empty(0), weight, False, relu, True, 5, torch.float32
+    errors, sums, of_inputs = operators.go_back(*given)
+    assert torch.equal(errors.float(), gradient)
+    assert torch.equal(sums, gradient[:, :, 0])
+    assert torch.equal(of_inputs, torch.full((1, 1, 1, 5), 3.0))
+
+
+@needs_tiles
+def test_what_is_given_may_lie_in_memory_in_any_way():
+    generator = torch.Generator().manual_seed(0)
+    inputs = _normal(generator, 2, 20, 3, 40).transpose(1, 2)
+    weight, bias = _normal(generator, 2, 50, 40).mT, _normal(generator, 1, 1, 1).expand(2, 1, 50)
+    options = True, True, True, torch.bfloat16
+    assert not any(each.is_contiguous() for each in (inputs, weight, bias))
+    found = operators.apply(inputs, weight, bias, *options)
+    same = operators.apply(*(each.contiguous() for each in (inputs, weight, bias)), *options)
+    assert all(map(torch.equal, found, same))
+    _, kept, inverse = found
+    gradient = _normal(generator, 2, 3, 20, 1, dtype=torch.bfloat16).expand(2, 3, 20, 50)
+    options = True, True, True, 40, torch.float32
+    found = operators.go_back(gradient, kept, inverse, weight, *options)
+    given = gradient.contiguous(), kept, inverse, weight.contiguous()
+    assert all(map(torch.equal, found, operators.go_back(*given, *options)))
+    errors = found[0].transpose(1, 2).contiguous().transpose(1, 2)
+    for weights in (torch.tensor([2.0]).expand(3), torch.arange(6.0).view(3, 2)[:, 1]):
+        (found,) = operators.weighted_gradients(weights, [inputs], [errors])
+        given = weights.contiguous(), [inputs.contiguous()], [errors.contiguous()]
+        assert torch.equal(found, operators.weighted_gradients(*given)[0])
+        (found,) = operators.weighted_gradients(weights.double(), [inputs], [errors])
+        assert torch.equal(found, operators.weighted_gradients(*given)[0])
+
+
+@needs_tiles
+def test_results_have_their_types_whatever_torch_makes_by_default():
+    generator = torch.Generator().manual_seed(0)
+    inputs, errors = _normal(generator, 2, 3, 9, 40), _normal(generator, 2, 3, 9, 50).bfloat16()
+    given = [inputs], [errors], [errors.float().sum(2)], [False]
+    expected = operators.gramian(*given)
+    (combined,) = operators.weighted_gradients(torch.ones(3), *given[:2])
+    ones = torch.ones(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(operators.gramian(*given), expected)
+        assert torch.equal(operators.weighted_gradients(ones, *given[:2])[0], combined)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@needs_tiles
+@pytest.mark.parametrize(
+    ("types", "result"),
+    [
+        ((torch.float64, torch.float32), None),
+        ((torch.float16, torch.float32), None),
+        ((torch.float32, torch.float64), None),
+        ((torch.float32, torch.float64), torch.float32),
+    ],
+)
+def test_other_types_go_another_way(types, result):
+    generator = torch.Generator().manual_seed(0)
+    inputs = _normal(generator, 1, 3, 4, 5, dtype=types[0])
+    weight, bias = (each.to(types[1]) for each in _layer(generator, 1, 3, 5, 6, one_hot=False))
+    tape = Tape()
+    outputs = linear(inputs, weight, bias, tape=tape, dtype=torch.bfloat16, result_dtype=result)
+    expected = _expected(inputs.float(), weight, bias, norm=False, relu=False)
+    torch.testing.assert_close(outputs.double(), expected, rtol=2**-7, atol=1e-2)
+    J = jacobian(outputs.square().sum((0, 2, 3)), tape)
+    assert gramian(J).shape == (3, 3)
+
+
+@needs_tiles
+def test_a_weight_that_changes_before_the_way_back_is_noticed():
+    inputs, weight, bias = torch.ones(1, 1, 1, 4), torch.ones(1, 4, 5), torch.ones(1, 1, 5)
+    outputs = linear(inputs.requires_grad_(), weight, bias, dtype=torch.bfloat16)
+    weight.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        outputs.sum().backward()
+
+
 def _learned(layers, inputs, dtype):
     """What a network of these layers gives, its Gramian and its combined gradients."""
     tape, hidden = Tape(), inputs
@@ -238,12 +322,24 @@ def test_the_cheaper_way(K, B, width, rows):
     assert operators.rows_are_cheaper(K, B, width, width) is rows
 
 
-def test_a_processor_without_tiles_is_not_asked_for_them(monkeypatch):
+@pytest.mark.parametrize("takes_bf16", [False, True])
+@pytest.mark.parametrize("has_tiles", [False, True])
+@pytest.mark.parametrize("system", [False, True, None])
+def test_processor_and_system_must_have_tiles(takes_bf16, has_tiles, system, monkeypatch):
     asked = []
-    monkeypatch.setattr("mtrl.tiles.takes_bf16", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: asked.append(True))
-    assert not instructions.available.__wrapped__()
-    assert not asked
+
+    def ask():
+        asked.append(True)
+        return system
+
+    monkeypatch.setattr("mtrl.tiles.takes_bf16", lambda: takes_bf16)
+    monkeypatch.setattr("mtrl.tiles.has", lambda feature: {"amx-bf16": has_tiles}[feature])
+    monkeypatch.setattr(torch.cpu, "_init_amx", ask, raising=False)
+    if system is None:  # a torch that cannot ask
+        monkeypatch.delattr(torch.cpu, "_init_amx")
+    has_both = takes_bf16 and has_tiles
+    assert instructions.available.__wrapped__() is (has_both and bool(system))
+    assert bool(asked) is (has_both and system is not None)
 
 
 def test_the_configuration_is_of_eight_full_tiles():

@@ -68,6 +68,8 @@ def test_inner_products_of_long_rows(K, dtype, generator):
 @pytest.mark.parametrize("in_hardware", sorted({False, has_bf16(torch.device("cpu"))}))
 def test_inner_products_and_weighted_sums_in_bf16(K, in_hardware, generator, monkeypatch):
     """Of J rounded to bf16, and nothing else; in tiles, of errors times weights."""
+    if not in_hardware:
+        monkeypatch.setattr("mtrl.amx.instructions.available", lambda: False)
     for module in ("products", "task_rows"):
         monkeypatch.setattr(f"mtrl.{module}.has_bf16", lambda _: in_hardware)
     inputs = _normal(generator, 2, K, 9, 43).bfloat16()

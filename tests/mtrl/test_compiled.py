@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from agents import SAC, SACConfig
+from mtrl.amx import instructions
 from mtrl.compiled import Compiled, compiler_version
 from mtrl.errors import UserError
 from mtrl.seeding import make_generator
@@ -109,10 +110,13 @@ def test_a_compiled_update_is_the_update(options, unpickled):
     torch.testing.assert_close(compiled.state(), plain.state(), rtol=1e-4, atol=1e-5)
 
 
-def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16(monkeypatch):
-    # As in large updates: rows of zeros are left out, and errors added up in a call of their own.
-    for module in ("products", "activation"):
-        monkeypatch.setattr(f"mtrl.{module}.LARGE", 0)
+@pytest.mark.parametrize("has_tiles", sorted({False, instructions.available()}))
+def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16(has_tiles, monkeypatch):
+    monkeypatch.setattr("mtrl.amx.instructions.available", lambda: has_tiles)
+    # As in large updates: rows of zeros are left out, errors added up in a call of their own, and
+    # what has one column is multiplied in one.
+    for name in ("products.LARGE", "products.LARGE_IF_THIN", "activation.LARGE"):
+        monkeypatch.setattr(f"mtrl.{name}", 0)
     compiled, plain, exact = (
         Learner(dtype, critic_depth=2, layer_norm=True)
         for dtype in (torch.bfloat16, torch.bfloat16, torch.float32)
