@@ -35,9 +35,11 @@ PRODUCT, FETCHED, INNER, ENTERED = 16, 20, 8, 120
 product of two of float32, and a tile's way into one of many: estimates that decide between two ways
 of equal result."""
 
+THREADS = 2
+"""Up to so many, kernels here, which use one, are faster than a library's products that use all."""
+
 MOST_FOR_ONE_THREAD = 25_000_000
-"""Multiplications up to which a kernel here, which uses one thread, is as fast as a library's
-product that uses several."""
+"""Multiplications up to which they are with more as well: an estimate."""
 
 
 _TYPES: dict[torch.dtype, NDArray[Any]] = {
@@ -61,7 +63,7 @@ def takes(inputs: Tensor, columns: int, dtype: torch.dtype, *others: torch.dtype
     if not instructions.available() or not _TYPES.keys() >= {inputs.dtype, *others}:
         return False
     is_small = inputs.numel() * columns <= MOST_FOR_ONE_THREAD
-    return 0 not in inputs.shape and (is_small or torch.get_num_threads() == 1)
+    return 0 not in inputs.shape and (is_small or torch.get_num_threads() <= THREADS)
 
 
 def _sets(inputs: Tensor) -> tuple[Tensor, int]:

@@ -296,7 +296,7 @@ def test_who_goes_this_way(monkeypatch):
     inputs = torch.zeros(2, 10, 128, 400)
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
+        torch.set_num_threads(2)
         assert operators.takes(inputs, 400, torch.bfloat16)
         assert not operators.takes(inputs, 400, torch.float32)
         assert not operators.takes(inputs[..., :0], 400, torch.bfloat16)
@@ -304,8 +304,8 @@ def test_who_goes_this_way(monkeypatch):
             assert not operators.takes(inputs, 400, torch.bfloat16)
         with dispatch.traced():
             assert operators.takes(inputs, 400, torch.bfloat16)
-        # What is large is left to a library, which can use several threads.
-        torch.set_num_threads(2)
+        # What is large is left to a library, which can use many threads.
+        torch.set_num_threads(3)
         assert not operators.takes(inputs, 400, torch.bfloat16)
         assert operators.takes(inputs[:, :, :16, :256], 256, torch.bfloat16)
     finally:
