@@ -39,8 +39,7 @@ def weighted_product(
     use_widest_vectors()
     E, K, B, I, D, own = sizes  # noqa: E741
     R = K * B
-    inputs = carray(at(addresses[0]), (own, R, I), given.dtype)
-    errors = carray(at(addresses[1]), (E, R, D), np.uint16)
+    inputs, errors = _inputs_and_errors(given, addresses, sizes)
     weights = carray(at(addresses[2]), (K,), np.float32)
     result = carray(at(addresses[3]), (E, I, D), np.float32)
     high, wide = blocks_of(I), blocks_of(D)
@@ -83,6 +82,16 @@ def weighted_product(
 
 
 @_kernel
+def _inputs_and_errors(
+    given: NDArray[Any], addresses: tuple[int, ...], sizes: tuple[int, ...]
+) -> tuple[NDArray[Any], NDArray[np.uint16]]:
+    """Return what the first two addresses are of: `own` sets of inputs, and E of errors in bf16."""
+    E, K, B, I, D, own = sizes  # noqa: E741
+    inputs = carray(at(addresses[0]), (own, K * B, I), given.dtype)
+    return inputs, carray(at(addresses[1]), (E, K * B, D), np.uint16)
+
+
+@_kernel
 def _write_part(block: NDArray[np.float32], adds: bool, out: NDArray[np.float32]) -> None:
     """Write or add as much of a block as there is room for."""
     use_widest_vectors()
@@ -103,9 +112,7 @@ def add_gramian_of_rows(
     """Add the inner products of the tasks' gradients, a block of each multiplied out at a time."""
     use_widest_vectors()
     E, K, B, I, D, own = sizes  # noqa: E741
-    R = K * B
-    inputs = carray(at(addresses[0]), (own, R, I), given.dtype)
-    errors = carray(at(addresses[1]), (E, R, D), np.uint16)
+    inputs, errors = _inputs_and_errors(given, addresses, sizes)
     deep, high, wide = blocks_of(B), blocks_of(I), blocks_of(D)
     left, right = room_for(2 * K * deep * high), room_for(2 * K * deep * wide)
     # Two blocks for each of errors, which come from afar. Of many tasks, they are rounded and taken
@@ -194,9 +201,7 @@ def add_gramian_of_factors(
     """Add the inner products of the tasks' gradients, from those of inputs and of errors."""
     use_widest_vectors()
     E, K, B, I, D, own = sizes  # noqa: E741
-    R = K * B
-    inputs = carray(at(addresses[0]), (own, R, I), given.dtype)
-    errors = carray(at(addresses[1]), (E, R, D), np.uint16)
+    inputs, errors = _inputs_and_errors(given, addresses, sizes)
     # A task's rows begin with a tile, so that what a tile sums up to is of one pair of tasks.
     tiles_of_task = -(-B // SIDE)
     count = K * tiles_of_task

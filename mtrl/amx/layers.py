@@ -51,7 +51,7 @@ def forward(
     """
     use_widest_vectors()
     E, K, B, I, D, own, J = sizes  # noqa: E741
-    R, tasks = K * B, K
+    R = K * B
     inputs = carray(at(addresses[0]), (own, R, I), given.dtype)
     weights = carray(at(addresses[1]), (E, J, D), np.float32)
     bias = carray(at(addresses[2]), (E, D), np.float32)
@@ -64,7 +64,7 @@ def forward(
     left, right = room_for(2 * deep), room_for(2 * deep * wide)
     # Without norm what comes of 32 columns is finished while the next are multiplied.
     values = np.empty((BLOCK, BLOCK * (wide if norm else 2)), np.float32)
-    added = np.zeros((tasks if weights.shape[1] > I else 1, BLOCK * wide), np.float32)
+    added = np.zeros((K if J > I else 1, BLOCK * wide), np.float32)
     biases = np.empty(BLOCK, np.int64)
     begin(configuration.ctypes.data)
     for e in range(E):
@@ -72,12 +72,12 @@ def forward(
         _add_biases(bias[e], weights[e, I:], added)
         for start in range(0, R, BLOCK):
             stop = min(start + BLOCK, R)
-            pack_across(inputs[e % len(inputs), start:stop], 0, left)
+            pack_across(inputs[e % own, start:stop], 0, left)
             for r in range(start, stop):
-                task = r * tasks // R % len(added)
-                biases[r - start] = added.ctypes.data + task * added.strides[0]
+                biases[r - start] = added.ctypes.data + r // B % len(added) * added.strides[0]
             if norm:
-                _multiply(left, right, deep, wide, values)
+                for n in range(wide):
+                    _multiply(left, right, n, values, n)
                 for r in range(start, stop):
                     row = values.ctypes.data + (r - start) * values.strides[0]
                     mean = add_to_row(row, biases[r - start], D) * share
@@ -91,13 +91,7 @@ def forward(
                 continue
             for n in range(wide + 1):
                 if n < wide:
-                    multiply_block(
-                        left.ctypes.data,
-                        right.ctypes.data + n * deep * 2 * TILE,
-                        deep,
-                        values.ctypes.data + n % 2 * BLOCK * values.itemsize,
-                        values.strides[0],
-                    )
+                    _multiply(left, right, n, values, n % 2)
                 if n == 0:
                     continue
                 d = (n - 1) * BLOCK
@@ -160,7 +154,7 @@ def backward(
     """
     use_widest_vectors()
     E, K, B, I, D, J = sizes  # noqa: E741
-    R, tasks = K * B, K
+    R = K * B
     gradient = carray(at(addresses[0]), (E, R, D), gradients.dtype)
     reference = carray(at(addresses[1]), (E, R, D), references.dtype)
     inverse = carray(at(addresses[2]), (E, R), np.float32)
@@ -179,7 +173,7 @@ def backward(
         if I > 0:
             pack_across(weights[e, :I], 0, right)
             transpose(right, right)
-        waiting, task, task_ends = 0, -1, 0
+        waiting = 0
         for r in range(R):
             given = gradient.ctypes.data + e * gradient.strides[0] + r * gradient.strides[1]
             along = reference.ctypes.data + e * reference.strides[0] + r * reference.strides[1]
@@ -188,10 +182,7 @@ def backward(
                 sums_of_row(gradient, reference, given, along, D, relu, totals.ctypes.data)
                 mean, slope, scale = totals[0] * share, totals[1] * share, inverse[e, r]
             out = errors.ctypes.data + e * errors.strides[0] + r * errors.strides[1]
-            if r == task_ends:
-                task += 1
-                task_ends += R // tasks
-            of_task = e * sums.strides[0] + task * sums.strides[1]
+            of_task = e * sums.strides[0] + r // B * sums.strides[1]
             counts = pass_back(
                 gradient,
                 reference,
@@ -220,13 +211,7 @@ def backward(
             if waiting == BLOCK or (r == R - 1 and waiting > 0):
                 for n in range(wide + 1):
                     if n < wide:
-                        multiply_block(
-                            left.ctypes.data,
-                            right.ctypes.data + n * deep * 2 * TILE,
-                            deep,
-                            values.ctypes.data + n % 2 * BLOCK * values.itemsize,
-                            values.strides[0],
-                        )
+                        _multiply(left, right, n, values, n % 2)
                     if n == 0:
                         continue
                     i = (n - 1) * BLOCK
@@ -250,16 +235,16 @@ def backward(
 def _multiply(
     left: NDArray[np.uint32],
     right: NDArray[np.uint32],
-    deep: int,
-    wide: int,
-    out: NDArray[np.float32],
+    n: int,
+    values: NDArray[np.float32],
+    place: int,
 ) -> None:
-    """Write 32 rows of a product."""
-    for n in range(wide):
-        multiply_block(
-            left.ctypes.data,
-            right.ctypes.data + n * deep * 2 * TILE,
-            deep,
-            out.ctypes.data + n * BLOCK * out.itemsize,
-            out.strides[0],
-        )
+    """Write the columns of a product from 32 `n` on to those of `values` from 32 `place` on."""
+    deep = len(left) // 2
+    multiply_block(
+        left.ctypes.data,
+        right.ctypes.data + n * deep * 2 * TILE,
+        deep,
+        values.ctypes.data + place * BLOCK * values.itemsize,
+        values.strides[0],
+    )
