@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .compiled import Compiled
+from .pages import prefer_large_pages_in_heap
 
 WARM_UP = 3
 """Calls before a GPU's are captured: libraries and optimizers set themselves up in the first."""
@@ -68,9 +69,13 @@ class Updates:
 
     def _take(self, size: int) -> dict[str, Tensor]:
         if self._device.type != "cuda":
+            metrics: dict[str, Tensor] = {}
             if self._one is None:
                 self._one = Compiled(self._update) if self._compiled else self._update
-            return _repeat(self._one, size)
+                metrics = self._one()
+                prefer_large_pages_in_heap()  # which is as large now as updates need it
+                size -= 1
+            return _repeat(self._one, size) or metrics
         if self._warm_ups < WARM_UP:
             self._warm_ups += 1
             return self._run_on_side_stream(size)

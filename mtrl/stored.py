@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import dispatch
 from .compiler import Compiler, prefetch
+from .pages import prefer_large_pages
 from .types import Batch
 
 FARTHEST = 2**16 - 1
@@ -79,7 +80,9 @@ class Stored:
         """Make an empty one."""
 
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(capacity, num_tasks, *shape, dtype=dtype, device=device)
+            # Before it is filled: a page that is in use stays what it is.
+            room = torch.empty(capacity, num_tasks, *shape, dtype=dtype, device=device)
+            return prefer_large_pages(room).zero_()
 
         return cls(
             observations=zeros(observation_size, dtype=torch.float32),

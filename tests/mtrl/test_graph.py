@@ -91,3 +91,17 @@ def test_a_graph_is_captured_anew_after_loading():
     for _ in range(WARM_UP + 2):
         updates(2)
     assert not torch.equal(learner.agent.actor.mlp.weights[0], before)
+
+
+def test_the_heap_is_seen_to_once_after_the_first_update(monkeypatch):
+    events = []
+    monkeypatch.setattr("mtrl.graph.prefer_large_pages_in_heap", lambda: events.append("heap"))
+
+    def update():
+        events.append("update")
+        return {"number": torch.tensor(len(events))}
+
+    updates = Updates(update, at_once=3, generators=(), device="cpu")
+    assert updates(1)["number"] == 1
+    assert updates(5)["number"] == 7
+    assert events == ["update", "heap", *["update"] * 5]
