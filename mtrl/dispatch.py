@@ -31,6 +31,9 @@ _messages = logging.getLogger("mtrl")
 operations: list[Any] = []
 """All that `operator` has made, as torch knows them."""
 
+functions: dict[str, Callable[..., Any]] = {}
+"""What those call, by name: to be called straight where nothing but their result is asked for."""
+
 _way = _Way.KERNELS
 _library = torch.library.Library("mtrl", "DEF")
 
@@ -99,14 +102,19 @@ def operator(schema: str, result: Callable[..., Any] | None = None) -> Callable[
         name = function.__name__.strip("_")
 
         def called(*args: Any) -> Any:
-            with _going(_Way.KERNELS):
+            global _way
+            before, _way = _way, _Way.KERNELS
+            try:  # not `_going`, which takes longer
                 return function(*args)
+            finally:
+                _way = before
 
         _library.define(f"{name}{schema}")
         _library.impl(name, called, "CPU")
         torch.library.register_fake(f"mtrl::{name}", result or (lambda *_: None), lib=_library)
         traceable = getattr(torch.ops.mtrl, name).default
         operations.append(traceable)
+        functions[name] = called
 
         @functools.wraps(function)
         def dispatched(*args: Any) -> Any:
