@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtrl.activation import Activation
 from mtrl.gradients import Tape
-from mtrl.layers import linear
+from mtrl.layers import Layer, chain
 
 from .config import SACConfig
 from .distributions import SquashedGaussian
@@ -80,8 +80,25 @@ class MLP(nn.Module):
             drawn = torch.randn(shape, generator=generator, device=generator.device).mul_(scale)
             self.embedding = nn.Parameter(drawn.to(wide))
             self.embedding_bias = nn.Parameter(torch.zeros_like(self.embedding[:, :1]))
-        # Looking one up in a `ParameterList` takes longer than adding it to a small layer.
-        self._layers = list(zip(self.weights, self.biases, strict=True))
+        self._chains = self._chained()
+
+    def _chained(self) -> list[list[Layer]]:
+        """Return layers that follow each other, up to where something is added.
+
+        Once, as looking one up in a `ParameterList` takes longer than adding it to a small layer.
+        """
+        last = len(self.weights) - 1
+        layers = []
+        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            # With residual layers, 1 and 2 make a block, 3 and 4, ...
+            ends_block = self.residual and number > 0 and number % 2 == 0
+            hidden = Activation(norm=self.layer_norm, relu=not ends_block)
+            activation = Activation() if number == last else hidden
+            layers.append(Layer(weight, bias, activation, self._one_hot and number == 0))
+        if not self.residual:
+            return [layers]
+        blocks = [layers[number : number + 2] for number in range(1, last, 2)]
+        return [layers[:1], *blocks, layers[last:]]
 
     def forward(
         self, inputs: Float[Tensor, "#E K B I"], tape: Tape | None = None
@@ -92,46 +109,20 @@ class MLP(nn.Module):
             inputs: Without what stands for the task.
             tape: Remembers the layers, to differentiate with respect to the parameters.
         """
-        last = len(self._layers) - 1
-        hidden = inputs.expand(len(self._layers[0][0]), -1, -1, -1)
+        first, *blocks, last = self._chains if self.residual else ([], *self._chains)
+        hidden = inputs.expand(self._chains[0][0].weight.shape[0], -1, -1, -1)
         if self._embeds:
             hidden = torch.cat([hidden, self._embedded(hidden, tape)], dim=-1)
-        entered = hidden
-        for layer in range(last):
-            # With residual layers, 1 and 2 make a block, 3 and 4, ...
-            ends_block = self.residual and layer > 0 and layer % 2 == 0
-            if self.residual and layer % 2 == 1:
-                entered = hidden
-            activation = Activation(norm=self.layer_norm, relu=not ends_block)
-            hidden = self._layer(layer, hidden, activation, tape)
-            if ends_block:
-                hidden = entered + hidden
-        return self._layer(last, hidden, Activation(), tape)
+        if first:
+            hidden = chain(hidden, first, tape=tape, dtype=self.dtype)
+        for block in blocks:
+            hidden = hidden + chain(hidden, block, tape=tape, dtype=self.dtype)
+        return chain(hidden, last, tape=tape, dtype=self.dtype)
 
     def _embedded(self, inputs: Tensor, tape: Tape | None) -> Tensor:
         # A layer without inputs but the one-hot, which selects the task's row.
-        return linear(
-            inputs.detach()[..., :0],
-            self.embedding,
-            self.embedding_bias,
-            tape=tape,
-            dtype=self.dtype,
-            one_hot=True,
-        )
-
-    def _layer(
-        self, layer: int, inputs: Tensor, activation: Activation, tape: Tape | None
-    ) -> Tensor:
-        return linear(
-            inputs,
-            *self._layers[layer],
-            activation=activation,
-            tape=tape,
-            dtype=self.dtype,
-            # What goes into products of bf16 is rounded at once; what is added up later is not.
-            result_dtype=self.dtype if activation.relu and not self.residual else None,
-            one_hot=self._one_hot and layer == 0,
-        )
+        layer = Layer(self.embedding, self.embedding_bias, one_hot=True)
+        return chain(inputs.detach()[..., :0], [layer], tape=tape, dtype=self.dtype)
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:

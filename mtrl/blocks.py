@@ -64,7 +64,9 @@ class TaskBlocks:
         self._is_column = errors.shape[-1] == 1
         self.inputs = inputs
         of_products = inputs.dtype if self._is_column else errors.dtype
-        self.in_tiles = amx.takes(inputs, errors.shape[-1], of_products, self._wide)
+        self.in_tiles = amx.takes(
+            inputs, inputs.numel() * errors.shape[-1], of_products, self._wide
+        )
         if self._is_column:
             errors = errors.to(self._wide)
         elif not self.in_tiles:

@@ -35,7 +35,7 @@ class Jacobian(list["LayerJacobian"]):
 
 
 class Tape:
-    """Remembers the layers of one forward pass on its way back; see `mtrl.layers.linear`.
+    """Remembers the layers of one forward pass on its way back; see `mtrl.layers.chain`.
 
     Attributes:
         layers: The tasks' gradients of each layer, last layer first, once there was a backward

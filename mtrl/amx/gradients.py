@@ -15,15 +15,24 @@ from numpy.typing import NDArray
 from ..compiler import Compiler, use_widest_vectors
 from ..task_row_kernels import add_all_inner_products, sum_columns
 from ..tiles import LEFT, RIGHT
-from .instructions import BLOCK, LINE, SIDE, TILE, add_block, begin, end, multiply_block
-from .packing import SOURCES, blocks_of, pack_across, pack_down, pack_weighted, room_for, transpose
+from .instructions import BLOCK, SIDE, TILE, add_block, begin, end, multiply_block
+from .packing import (
+    SOURCES,
+    blocks_of,
+    line_of,
+    pack_across,
+    pack_down,
+    pack_weighted,
+    room_for,
+    transpose,
+)
 from .rows import at, pack_row, sum_products
 
 FEW = 24
 """Up to so many tasks, inner products of their gradients take less time without tiles."""
 
-NEARBY = 256
-"""Twos of tiles, half a megabyte, that stay in a core's own caches."""
+FACTORS_NEARBY = 256
+"""Twos of tiles of factors, half a megabyte, that stay in a core's own caches beside the rest."""
 
 _kernel = Compiler("amx", *SOURCES).vectorised_kernel
 
@@ -44,7 +53,7 @@ def weighted_product(
     result = carray(at(addresses[3]), (E, I, D), np.float32)
     high, wide = blocks_of(I), blocks_of(D)
     # So many rows at a time that both factors stay in the caches.
-    deep = max(1, min(blocks_of(R), NEARBY // (high + wide)))
+    deep = max(1, min(blocks_of(R), FACTORS_NEARBY // (high + wide)))
     left, right = room_for(2 * deep * high), room_for(2 * deep * wide)
     values = np.empty((BLOCK, BLOCK), np.float32)
     factors = np.empty(R, np.float32)
@@ -140,7 +149,7 @@ def add_gramian_of_rows(
             for d in range(wide):
                 for k in range(K):
                     place = one.ctypes.data + k // BLOCK * length * TILE
-                    place += k % BLOCK // SIDE * TILE + k % SIDE * LINE
+                    place += line_of(k % BLOCK)
                     for i in range(start, stop):
                         part = (i - start) * BLOCK * BLOCK * rows.itemsize
                         offset = k * rows.strides[1] + part if K <= FEW else 0

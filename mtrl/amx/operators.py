@@ -7,6 +7,7 @@ to a product's rows while they are at hand, and what enters a product is rounded
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from .. import dispatch
 from . import instructions
+from .backward import backward
+from .forward import forward
 from .gradients import (
     add_gramian_of_columns,
     add_gramian_of_factors,
@@ -28,7 +31,6 @@ from .gradients import (
     write_gramian,
 )
 from .instructions import BLOCK, CONFIGURATION, SIDE
-from .layers import backward, forward
 
 PRODUCT, FETCHED, INNER, ENTERED = 16, 20, 8, 120
 """Cycles, or so, that a product of two tiles takes, a tile's way to memory and back, the inner
@@ -49,152 +51,212 @@ _TYPES: dict[torch.dtype, NDArray[Any]] = {
 """What tells kernels a type; they are given addresses, as an array takes half a microsecond."""
 
 
-def takes(inputs: Tensor, columns: int, dtype: torch.dtype, *others: torch.dtype) -> bool:
+def takes(inputs: Tensor, multiplications: int, dtype: torch.dtype, *others: torch.dtype) -> bool:
     """Tell whether layers go this way.
 
     Args:
-        inputs: Of the layer.
-        columns: Of its results.
-        dtype: Of its products.
-        others: Of whatever else kernels read or write, which they do as bf16 or float32.
+        inputs: Of the layers.
+        multiplications: Of the largest product.
+        dtype: Of products.
+        others: Of what else kernels read or write as bf16 or float32.
     """
     if dtype != torch.bfloat16 or not dispatch.has_operators(inputs):
         return False
     if not instructions.available() or not _TYPES.keys() >= {inputs.dtype, *others}:
         return False
-    is_small = inputs.numel() * columns <= MOST_FOR_ONE_THREAD
-    return 0 not in inputs.shape and (is_small or torch.get_num_threads() <= THREADS)
+    is_small = multiplications <= MOST_FOR_ONE_THREAD
+    return multiplications > 0 and (is_small or torch.get_num_threads() <= THREADS)
 
 
 def _sets(inputs: Tensor) -> tuple[Tensor, int]:
     """Return inputs one after the other, and how many there are: one if all networks' are one."""
-    if inputs.stride(0) == 0:
-        inputs = inputs[:1]
-    return inputs.contiguous(), len(inputs)
+    sets = inputs.shape[0]
+    if sets > 1 and inputs.stride(0) == 0:
+        inputs, sets = inputs[:1], 1
+    return inputs.contiguous(), sets
 
 
 def _room_for_results(
     inputs: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    norm: bool,
-    relu: bool,
-    keep: bool,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    norms: Sequence[bool],
+    relus: Sequence[bool],
+    keep: str,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    del bias, relu
-    shape = *inputs.shape[:3], weight.shape[-1]
-    is_kept = keep and norm
-    return (
-        inputs.new_empty(shape, dtype=dtype),
-        inputs.new_empty(shape if is_kept else (0,), dtype=torch.bfloat16),
-        inputs.new_empty(shape[:3] if is_kept else (0,), dtype=torch.float32),
-    )
+) -> list[Tensor]:
+    del biases, relus
+    rows, bf16 = inputs.shape[:3], torch.bfloat16
+    *hidden, last = (weight.shape[-1] for weight in weights)
+    room = [inputs.new_empty((*rows, last), dtype=dtype)]
+    if keep == NOTHING:
+        return room
+    for width, norm in zip(hidden, norms, strict=False):
+        if keep == ALL or not norm:
+            room.append(inputs.new_empty((*rows, width), dtype=bf16))
+    normed = [width for width, norm in zip((*hidden, last), norms, strict=True) if norm]
+    room += [inputs.new_empty((*rows, width), dtype=bf16) for width in normed]
+    if normed:
+        room.append(inputs.new_empty((len(normed), *rows), dtype=torch.float32))
+    return room
+
+
+NOTHING, FOR_INPUTS, ALL = "nothing", "for inputs", "all"
+"""What `apply` keeps for the way back: what that of the inputs needs, or that of parameters too."""
 
 
 @dispatch.operator(
-    "(Tensor inputs, Tensor weight, Tensor bias, bool norm, bool relu, bool keep, "
-    "ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    "(Tensor inputs, Tensor[] weights, Tensor[] biases, bool[] norms, bool[] relus, str keep, "
+    "ScalarType dtype) -> Tensor[]",
     _room_for_results,
 )
 def apply(
     inputs: Float[Tensor, "E K B I"],
-    weight: Float[Tensor, "E J D"],
-    bias: Float[Tensor, "E 1 D"],
-    norm: bool,
-    relu: bool,
-    keep: bool,
+    weights: Sequence[Float[Tensor, "E _ _"]],
+    biases: Sequence[Float[Tensor, "E 1 _"]],
+    norms: Sequence[bool],
+    relus: Sequence[bool],
+    keep: str,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply layers of E networks; see `mtrl.layers.linear`.
+) -> list[Tensor]:
+    """Apply layers of E networks, one after the other; see `mtrl.layers.chain`.
+
+    Args:
+        inputs: Of the first.
+        weights: Of each, in float32: a row for each input and, if there are more, one for each
+            task. More than one column; but the last of several may have one, if neither norm nor
+            ReLU follows.
+        biases: Of each, the same.
+        norms: Whether a layer norm follows.
+        relus: Whether a ReLU follows.
+        keep: `NOTHING`, `FOR_INPUTS` or `ALL`.
+        dtype: Of the last results. Others are bf16.
 
     Returns:
-        The results and, if there is a norm and they are to be kept, normalised rows and 1 / their
-        deviations.
+        The last results; then what is kept, see `kept`.
     """
-    room = _room_for_results(inputs, weight, bias, norm, relu, keep, dtype)
+    room = _room_for_results(inputs, weights, biases, norms, relus, keep, dtype)
     given, sets = _sets(inputs)
-    weight, bias = weight.contiguous(), bias.contiguous()
+    weights = [weight.contiguous() for weight in weights]
+    biases = [bias.contiguous() for bias in biases]
     E, K, B, I = inputs.shape  # noqa: E741
-    J, D = weight.shape[1:]
-    addresses = [each.data_ptr() for each in (given, weight, bias, *room)]
-    forward(
-        CONFIGURATION,
-        _TYPES[given.dtype],
-        _TYPES[dtype],
-        tuple(addresses),
-        (E, K, B, I, D, sets, J),
-        norm,
-        relu,
-    )
+    results, rows, inverses = kept(room, norms, keep)
+    of_norms = itertools.count(_address(inverses), E * K * B * 4)
+    numbers: list[int] = []
+    for n, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        numbers += (*weight.shape[1:], norms[n], relus[n], weight.data_ptr(), bias.data_ptr())
+        numbers += (_address(results[n]), _address(rows[n]), next(of_norms) if norms[n] else 0)
+    kinds, sizes = (_TYPES[given.dtype], _TYPES[dtype]), (E, K, B, I, sets)
+    forward(CONFIGURATION, *kinds, given.data_ptr(), sizes, np.array(numbers))
     return room
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def kept(
+    found: Sequence[Tensor], norms: Sequence[bool], keep: str
+) -> tuple[list[Tensor | None], list[Tensor | None], Tensor | None]:
+    """Sort what `apply` has returned.
+
+    Args:
+        found: That.
+        norms: As given to it.
+        keep: The same.
+
+    Returns:
+        Each layer's results and its normalised rows, where there are any; and 1 / the deviations of
+        all layers with a norm, one after the other.
+    """
+    outputs, *rest = found
+    if keep == NOTHING:
+        nothing: list[Tensor | None] = [None] * len(norms)
+        return [*nothing[1:], outputs], nothing, None
+    left = iter(rest)
+    results = [next(left) if keep == ALL or not norm else None for norm in norms[:-1]]
+    rows = [next(left) if norm else None for norm in norms]
+    return [*results, outputs], rows, next(left, None)
 
 
 def _room_for_gradients(
     gradient: Tensor,
-    reference: Tensor,
-    inverse: Tensor,
-    weight: Tensor,
-    norm: bool,
-    relu: bool,
-    keep: bool,
+    found: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    norms: Sequence[bool],
+    relus: Sequence[bool],
+    keep: str,
     inputs: int,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    del reference, inverse, weight, norm, relu
-    E, K, B, D = gradient.shape
-    return (
-        gradient.new_empty((E, K, B, D) if keep else (0,), dtype=torch.bfloat16),
-        gradient.new_zeros(E, K, D, dtype=torch.float32),
-        gradient.new_empty(E, K, B, inputs, dtype=dtype),
-    )
+) -> list[Tensor]:
+    del found, norms, relus
+    E, K, B, _ = gradient.shape
+    room = [gradient.new_empty((E, K, B, inputs), dtype=dtype)] if inputs > 0 else []
+    if keep == ALL:
+        widths = [weight.shape[-1] for weight in weights]
+        room += [gradient.new_empty((E, K, D), dtype=torch.float32) for D in widths]
+        shapes = [(E, K, B, D) for D in widths if D > 1]
+        room += [gradient.new_empty(shape, dtype=torch.bfloat16) for shape in shapes]
+    return room
 
 
 @dispatch.operator(
-    "(Tensor gradient, Tensor reference, Tensor inverse, Tensor weight, bool norm, bool relu, "
-    "bool keep, int inputs, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    "(Tensor gradient, Tensor[] found, Tensor[] weights, bool[] norms, bool[] relus, str keep, "
+    "int inputs, ScalarType dtype) -> Tensor[]",
     _room_for_gradients,
 )
 def go_back(
     gradient: Float[Tensor, "E K B D"],
-    reference: Float[Tensor, "E K B D"],
-    inverse: Float[Tensor, ...],
-    weight: Float[Tensor, "E J D"],
-    norm: bool,
-    relu: bool,
-    keep: bool,
+    found: Sequence[Tensor],
+    weights: Sequence[Float[Tensor, "E _ _"]],
+    norms: Sequence[bool],
+    relus: Sequence[bool],
+    keep: str,
     inputs: int,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of products, rounded, their sums over tasks' rows, and those of inputs.
+) -> list[Tensor]:
+    """Return the gradients of inputs, and of each layer's products, rounded, with their sums.
 
     Args:
-        gradient: Of what `apply` returned.
-        reference: The normalised rows that it returned or, without norm, the result.
-        inverse: What else it returned.
-        weight: As it was given.
-        norm: Whether there is a layer norm.
-        relu: Whether there is a ReLU.
-        keep: Whether gradients of products and their sums are asked for.
+        gradient: Of the last results.
+        found: What `apply` returned.
+        weights: As they were given to it.
+        norms: The same.
+        relus: The same.
+        keep: The same, but not `NOTHING`. With `ALL`, gradients of products are asked for.
         inputs: How many of the inputs' gradients are asked for: I, or 0.
         dtype: Of these.
+
+    Returns:
+        The gradients of inputs, if asked for; then, with `ALL`, the sums over tasks' rows of each
+        layer, ``(E, K, D)``, and the gradients of products, ``(E, K, B, D)``, of each but a last
+        one of one column, whose are `gradient`.
     """
-    room = _room_for_gradients(
-        gradient, reference, inverse, weight, norm, relu, keep, inputs, dtype
-    )
-    gradient, reference = gradient.contiguous(), reference.contiguous()
-    inverse, weight = inverse.contiguous(), weight.contiguous()
-    addresses = [each.data_ptr() for each in (gradient, reference, inverse, weight, *room)]
-    E, K, B, D = gradient.shape
+    room = _room_for_gradients(gradient, found, weights, norms, relus, keep, inputs, dtype)
+    given = gradient.contiguous()
+    found = [each.contiguous() for each in found]
+    weights = [weight.contiguous() for weight in weights]
+    left = iter(room)
+    of_inputs = next(left).data_ptr() if inputs > 0 else 0
+    sums = [next(left).data_ptr() if keep == ALL else 0 for _ in weights]
+    results, rows, inverses = kept(found, norms, keep)
+    E, K, B, _ = given.shape
+    of_norms = itertools.count(_address(inverses), E * K * B * 4)
+    numbers: list[int] = []
+    for n, weight in enumerate(weights):
+        J, D = weight.shape[1:]
+        reference = _address(rows[n] if norms[n] else results[n])
+        errors = next(left).data_ptr() if keep == ALL and D > 1 else 0
+        numbers += (J, D, norms[n], relus[n], weight.data_ptr(), reference)
+        numbers += (next(of_norms) if norms[n] else 0, errors, sums[n])
     backward(
         CONFIGURATION,
-        _TYPES[gradient.dtype],
-        _TYPES[reference.dtype],
+        _TYPES[given.dtype],
+        _TYPES[torch.bfloat16 if norms[-1] else found[0].dtype],
         _TYPES[dtype],
-        tuple(addresses),
-        (E, K, B, inputs, D, weight.shape[1]),
-        norm,
-        relu,
+        (given.data_ptr(), of_inputs),
+        (E, K, B, inputs),
+        np.array(numbers),
     )
     return room
 

@@ -34,6 +34,12 @@ def blocks_of(length: int) -> int:
 
 
 @_kernel
+def line_of(row: int) -> int:
+    """Return where a block's row lies in its two tiles, in bytes."""
+    return row // SIDE * TILE + row % SIDE * LINE
+
+
+@_kernel
 def room_for(count: int) -> NDArray[np.uint32]:
     """Allocate tiles whose rows are lines of the caches."""
     numbers = SIDE * SIDE * count
@@ -53,7 +59,7 @@ def pack_across(rows: NDArray[Any], start: int, packed: NDArray[np.uint32]) -> N
     for r in range(R):
         block, place = (start + r) // BLOCK, (start + r) % BLOCK
         first = packed.ctypes.data + 2 * block * deep * TILE
-        first += place // SIDE * TILE + place % SIDE * LINE
+        first += line_of(place)
         pack_row(rows, rows.ctypes.data + r * rows.strides[0], C, first, 2 * TILE)
 
 

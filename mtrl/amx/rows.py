@@ -14,9 +14,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from ..compiler import generated
-from .instructions import BLOCK, SIDE, TILE
+from .instructions import BLOCK, LINE, SIDE, TILE
 from .vectors import (
     ADDRESS,
     FAST,
@@ -30,6 +31,7 @@ from .vectors import (
     each_of,
     everywhere,
     first_of,
+    integer_at,
     load,
     masked_load,
     masked_store,
@@ -169,11 +171,23 @@ def write_row(
     scale: Any,
     length: Any,
     out: Any,
+    packed: Any,
+    distance: Any,
     relu: Any,
 ) -> None:
-    """``write_row(outs, values, mean, scale, length, out, relu)``: ``(values - mean) * scale``.
+    """Write ``(values - mean) * scale`` of a row, after an array that tells of which type.
 
-    With `relu`, zeros stand for negative numbers; NaN stays.
+    Args:
+        builder: Generates it.
+        kinds: The type.
+        values: The row.
+        mean: Of it, or 0.
+        scale: 1 / its deviation, or 1.
+        length: Of it.
+        out: Where the result goes, or 0.
+        packed: Where it goes rounded as well, as `out` of `pack_row`, or 0.
+        distance: As of `pack_row`.
+        relu: Whether zeros stand for negative numbers; NaN stays.
     """
     (numbers,) = kinds
     means, scales = twice(builder, mean), twice(builder, scale)
@@ -183,25 +197,81 @@ def write_row(
         given = load(builder, types.float32, values, place, mask)
         given = each_of(builder, "fmul", each_of(builder, "fsub", given, means), scales)
         given = past_relu(builder, given, given, has_relu, "<")
-        store(builder, numbers, given, out, place, mask)
+        _write(builder, numbers, given, place, mask, out, packed, distance)
 
     by_steps(builder, length, step)
 
 
+def _write(
+    builder: Any,
+    numbers: Any,
+    values: Vectors,
+    place: Any,
+    mask: Any,
+    out: Any,
+    packed: Any,
+    distance: Any,
+) -> None:
+    """Store 32 numbers in their row, and rounded in a tile, with zeros behind them."""
+    with builder.if_then(builder.icmp_signed("!=", out, constant(0))):
+        store(builder, numbers, values, out, place, mask)
+    with builder.if_then(builder.icmp_signed("!=", packed, constant(0))):
+        rounded = to_bf16(builder, where(builder, mask, values))
+        store_whole(builder, rounded, packed_place(builder, packed, place, distance))
+
+
 @generated(arrays=1)
 def activate(
-    builder: Any, kinds: Any, values: Any, added: Any, length: Any, out: Any, relu: Any
+    builder: Any,
+    kinds: Any,
+    values: Any,
+    added: Any,
+    length: Any,
+    out: Any,
+    packed: Any,
+    relu: Any,
 ) -> None:
-    """``activate(outs, values, added, length, out, relu)``: write ``values + added``, up to 32.
+    """``activate(outs, values, added, length, out, packed, relu)``: ``values + added``, up to 32.
 
-    That many are read of both, whatever the length. `relu` is as of `write_row`.
+    That many are read of both, whatever the length. What else there is, is as of `write_row`.
     """
     (numbers,) = kinds
     place = constant(0)
     given = (load(builder, types.float32, each, place) for each in (values, added))
     total = each_of(builder, "fadd", *given)
     total = past_relu(builder, total, total, everywhere(builder, relu), "<")
-    store(builder, numbers, total, out, place, first_of(builder, length))
+    _write(builder, numbers, total, place, first_of(builder, length), out, packed, place)
+
+
+@generated(types.float32)
+def times_column(
+    builder: Any, kinds: Any, packed: Any, distance: Any, column: Any, length: Any
+) -> Any:
+    """``times_column(packed, distance, column, length)``: a row of tiles times a column."""
+    del kinds
+
+    def step(place: Any, mask: Any, sums: list[Any]) -> None:
+        row = packed_place(builder, packed, place, distance)
+        given = load(builder, types.uint16, row, constant(0))
+        factors = load(builder, types.float32, column, place, mask)
+        products = each_of(builder, "fmul", where(builder, mask, given), factors)
+        sums[:] = each_of(builder, "fadd", (sums[0], sums[1]), products)
+
+    return sum_of(builder, builder.fadd(*by_steps(builder, length, step, ZEROS, ZEROS)))
+
+
+@generated()
+def scale_row(builder: Any, kinds: Any, row: Any, scale: Any, length: Any, out: Any) -> None:
+    """``scale_row(row, scale, length, out)``: write a row times a number."""
+    del kinds
+    scales = twice(builder, scale)
+
+    def step(place: Any, mask: Any, _: list[Any]) -> None:
+        given = load(builder, types.float32, row, place, mask)
+        given = each_of(builder, "fmul", given, scales)
+        store(builder, types.float32, given, out, place, mask)
+
+    by_steps(builder, length, step)
 
 
 @generated(arrays=2)
@@ -292,6 +362,82 @@ def pass_back(
     found = builder.shl(found, ir.Constant(SHORTS, [1] * BLOCK))
     some = builder.bitcast(builder.icmp_unsigned("!=", found, zero), WORD)
     return builder.icmp_unsigned("!=", some, ir.Constant(WORD, 0))
+
+
+@generated()
+def pass_columns_back(
+    builder: Any,
+    kinds: Any,
+    values: Any,
+    distance: Any,
+    count: Any,
+    places: Any,
+    tasks: Any,
+    reference: Any,
+    length: Any,
+    size: Any,
+    relu: Any,
+    packed: Any,
+    errors: Any,
+    sums: Any,
+) -> None:
+    """Take up to 32 columns of up to 32 rows of gradients back through a ReLU.
+
+    Args:
+        builder: Generates it.
+        kinds: None.
+        values: The gradients' first row; 32 are read of each.
+        distance: Bytes from one to the next.
+        count: Of rows.
+        places: Where their numbers in other matrices lie, as integers,
+        tasks: and those of their tasks.
+        reference: The columns' first row of the ReLU's results, in bf16.
+        length: Of a row of all other matrices, in numbers.
+        size: Of the columns.
+        relu: Whether what `reference` shows to be zero stays behind.
+        packed: A left factor's two tiles for them.
+        errors: The columns' first row of where the result goes as well, as bf16, or 0.
+        sums: The same of what a task's rows are added up in then.
+    """
+    del kinds
+    mask, zero = first_of(builder, size), constant(0)
+    passes = builder.not_(everywhere(builder, relu, BLOCK))
+    is_kept = builder.icmp_signed("!=", errors, zero)
+    magnitude = ir.Constant(SHORTS, [0x7FFF] * BLOCK)
+    totals = [cgutils.alloca_once_value(builder, ZEROS) for _ in range(2)]
+    current = cgutils.alloca_once_value(builder, integer_at(builder, tasks, zero))
+
+    def add_totals() -> None:
+        row = builder.mul(builder.load(current), length)
+        before = load(builder, types.float32, sums, row, mask)
+        low, high = (builder.load(each) for each in totals)
+        summed = each_of(builder, "fadd", before, (low, high))
+        store(builder, types.float32, summed, sums, row, mask)
+
+    with cgutils.for_range(builder, count) as loop:
+        row = builder.mul(integer_at(builder, places, loop.index), length)
+        along = masked_load(builder, SHORTS, place_of(builder, reference, row, 2), mask)
+        # Of a ReLU, what is not zero is positive, or not a number.
+        some = builder.icmp_unsigned(
+            "!=", builder.and_(along, magnitude), ir.Constant(SHORTS, None)
+        )
+        passing = builder.and_(mask, builder.or_(some, passes))
+        first = builder.add(values, builder.mul(loop.index, distance))
+        given = where(builder, passing, load(builder, types.float32, first, zero))
+        rounded = to_bf16(builder, given)
+        store_whole(builder, rounded, builder.add(packed, builder.mul(loop.index, constant(LINE))))
+        with builder.if_then(is_kept):
+            masked_store(builder, rounded, place_of(builder, errors, row, 2), mask)
+            task = integer_at(builder, tasks, loop.index)
+            with builder.if_then(builder.icmp_signed("!=", task, builder.load(current))):
+                add_totals()
+                builder.store(task, current)
+                for each in totals:
+                    builder.store(ZEROS, each)
+            for each, value in zip(totals, given, strict=True):
+                builder.store(builder.fadd(builder.load(each), value, FAST), each)
+    with builder.if_then(is_kept):
+        add_totals()
 
 
 @generated()

@@ -92,6 +92,12 @@ def place_of(builder: Any, first: Any, place: Any, size: int) -> Any:
     return builder.add(first, builder.mul(place, constant(size)))
 
 
+def integer_at(builder: Any, first: Any, place: Any) -> Any:
+    """Load one of the integers of 64 bits that lie from an address on."""
+    address = builder.add(first, builder.mul(place, constant(8)))
+    return builder.load(builder.inttoptr(address, _INTEGER.as_pointer()))
+
+
 def packed_place(builder: Any, out: Any, place: Any, distance: Any) -> Any:
     """Return where 32 numbers of a row go in tiles."""
     number = builder.lshr(place, constant(BLOCK.bit_length() - 1))

@@ -1,5 +1,9 @@
 """Layers whose products go through tiles, against the same in float64."""
 
+import itertools
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,7 @@ from mtrl.activation import Activation
 from mtrl.amx import instructions, operators
 from mtrl.blocks import TaskBlocks
 from mtrl.gradients import Tape, combine, gramian, jacobian
-from mtrl.layers import linear
+from mtrl.layers import Layer, chain
 
 needs_tiles = pytest.mark.skipif(not instructions.available(), reason="the processor has no tiles")
 
@@ -34,65 +38,128 @@ def _layer(generator, E, K, I, D, one_hot):  # noqa: E741
     return weight, _normal(generator, E, 1, D)
 
 
-def _expected(inputs, weight, bias, norm, relu):
-    """A layer in float64 but for its factors, whose gradients are those of the numbers given."""
+def _expected(inputs, weight, bias, norm, relu, rounds=True):
+    """A layer in float64 but for its factors."""
     I = inputs.shape[-1]  # noqa: E741
     added = bias.double().unsqueeze(1)
     if weight.shape[1] > I:
         added = added + weight[:, I:, None].double()
-    outputs = _low(inputs) @ _low(weight[:, None, :I]) + added
+    factors = inputs.double(), weight[:, None, :I].double()
+    left, right = map(_low, factors) if rounds else factors
+    outputs = left @ right + added
     if norm:
         outputs = torch.nn.functional.layer_norm(outputs, outputs.shape[-1:])
     return outputs.relu() if relu else outputs
 
 
-@needs_tiles
-@settings(max_examples=60)
-@given(
-    sizes=st.tuples(st.integers(1, 2), COUNT, st.sampled_from([1, 3, 16, 20, 33]), LENGTH, LENGTH),
-    norm=st.booleans(),
-    relu=st.booleans(),
-    one_hot=st.booleans(),
-    is_shared=st.booleans(),
-    types=st.tuples(*[st.sampled_from([torch.float32, torch.bfloat16])] * 2),
-)
-def test_a_layer_there_and_back(sizes, norm, relu, one_hot, is_shared, types):
-    E, K, B, I, D = sizes  # noqa: E741
-    generator = torch.Generator().manual_seed(sum(sizes))
-    norm = norm and D > 2  # of two numbers it is a sign, whatever they are
-    inputs = _normal(generator, 1 if is_shared else E, K, B, I, dtype=types[0]).expand(E, K, B, I)
-    weight, bias = _layer(generator, E, K, I, D, one_hot)
-    outputs, kept, inverse = operators.apply(inputs, weight, bias, norm, relu, True, types[1])
-    assert outputs.dtype == types[1]
-    expected = _expected(inputs, weight, bias, norm, relu)
-    torch.testing.assert_close(outputs.double(), expected, rtol=2**-8, atol=1e-4)
-    unkept, *nothing = operators.apply(inputs, weight, bias, norm, relu, False, types[1])
-    assert torch.equal(unkept, outputs)
-    assert not any(each.numel() for each in nothing)
-
-    # As if what was computed had been exact: its own zeros and norms count.
-    gradient = _normal(generator, E, K, B, D, dtype=types[1])
-    reference = kept if norm else outputs
-    passed = gradient.double() * (reference.double() > 0) if relu else gradient.double()
+def _passed_back(gradient, reference, inverse, norm, relu):
+    """What comes of gradients of a layer's results, given what was kept of it, in float64."""
+    passed = gradient * (reference.double() > 0) if relu else gradient
     if norm:
         rows = reference.double()
         along = (passed * rows).mean(-1, keepdim=True)
         less = passed - passed.mean(-1, keepdim=True) - rows * along
-        passed = less * inverse.double().view(E, K, B, 1)
-    found = operators.go_back(gradient, reference, inverse, weight, norm, relu, True, I, types[0])
-    errors, sums, of_inputs = found
-    assert (errors.dtype, of_inputs.dtype) == (torch.bfloat16, types[0])
-    torch.testing.assert_close(errors.double(), passed, rtol=2**-8, atol=1e-4)
-    torch.testing.assert_close(sums.double(), passed.sum(2), rtol=1e-4, atol=1e-4)
-    back = errors.double() @ _low(weight[:, None, :I]).mT
+        passed = less * inverse.double().unsqueeze(-1)
+    return passed
+
+
+@needs_tiles
+@settings(max_examples=80)
+@given(
+    sizes=st.tuples(st.integers(1, 2), COUNT, st.sampled_from([1, 3, 16, 20, 33])),
+    widths=st.lists(LENGTH, min_size=2, max_size=4),
+    norms=st.tuples(*[st.booleans()] * 3),
+    relus=st.tuples(*[st.booleans()] * 3),
+    own=st.tuples(*[st.booleans()] * 3),
+    is_shared=st.booleans(),
+    types=st.tuples(*[st.sampled_from([torch.float32, torch.bfloat16])] * 2),
+)
+def test_layers_there_and_back(sizes, widths, norms, relus, own, is_shared, types):
+    _check_layers(sizes, widths, norms, relus, own, is_shared, types)
+
+
+@needs_tiles
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("last", [1, 9])
+def test_layers_whose_weights_do_not_stay_nearby(norm, last):
+    widths, norms, relus = [43, 700, 700, last], (norm, norm, False), (True, True, False)
+    own, types = (True, False, False), (torch.float32, torch.float32)
+    _check_layers((2, 3, 130), widths, norms, relus, own, True, types)
+
+
+@needs_tiles
+def test_a_column_with_rows_of_many_tasks_own():
+    own, types = (False, True, False), (torch.float32, torch.float32)
+    _check_layers((1, 300, 1), [8, 8, 1], (False,) * 3, (True, False, False), own, True, types)
+
+
+def _check_layers(sizes, widths, norms, relus, own, is_shared, types):
+    E, K, B = sizes
+    generator = torch.Generator().manual_seed(sum(sizes) + sum(widths))
+    # No hidden layer is of one column, a last one has neither norm nor ReLU; and what is normalised
+    # of two numbers is a sign, whatever they are.
+    widths = [widths[0], *(max(width, 2) for width in widths[1:-1]), widths[-1]]
+    pairs = list(itertools.pairwise(widths))
+    if len(pairs) == 1 and widths[-1] == 1:
+        pairs = [(widths[0], 2)]
+    count, last = len(pairs), pairs[-1][1]
+    relus = [relu and pair[1] > 1 for relu, pair in zip(relus, pairs, strict=False)]
+    norms = [norm and pair[1] > 2 for norm, pair in zip(norms, pairs, strict=False)]
+    I = widths[0]  # noqa: E741
+    inputs = _normal(generator, 1 if is_shared else E, K, B, I, dtype=types[0]).expand(E, K, B, I)
+    layers = [_layer(generator, E, K, *pair, has) for pair, has in zip(pairs, own, strict=False)]
+    weights, biases = (list(each) for each in zip(*layers, strict=True))
+    # Values are fp32.
+    result_type = types[1] if last > 1 else torch.float32
+    given = weights, biases, norms, relus
+    found = operators.apply(inputs, *given, operators.ALL, result_type)
+    results, rows, inverses = operators.kept(found, norms, operators.ALL)
+    assert results[-1].dtype == result_type
+    entered = [inputs, *results]
+    for n, (weight, bias) in enumerate(layers):
+        is_column = pairs[n][1] == 1
+        expected = _expected(entered[n], weight, bias, norms[n], relus[n], rounds=not is_column)
+        torch.testing.assert_close(results[n].double(), expected, rtol=2**-8, atol=1e-4)
+        assert (rows[n] is not None) is norms[n]
+    of_norms = iter(() if inverses is None else inverses)
+    inverses = [next(of_norms) if norm else None for norm in norms]
+    (unkept,) = operators.apply(inputs, *given, operators.NOTHING, result_type)
+    assert torch.equal(unkept, results[-1])
+    less = operators.apply(inputs, *given, operators.FOR_INPUTS, result_type)
+    assert torch.equal(less[0], results[-1])
+    some, same_rows, same_inverses = operators.kept(less, norms, operators.FOR_INPUTS)
+    for result, same, norm in zip(some[:-1], results, norms, strict=False):
+        assert result is None if norm else torch.equal(result, same)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(rows, same_rows, strict=True))
+    assert same_inverses is None if not any(norms) else len(same_inverses) == sum(norms)
+    if any(norms):
+        assert torch.equal(
+            same_inverses, torch.stack([each for each in inverses if each is not None])
+        )
+
+    # As if what was computed had been exact: its own zeros and norms count.
+    gradient = _normal(generator, E, K, B, last, dtype=result_type)
+    gradient[:, :, 1::3] = 0
+    options = operators.ALL, I, types[0]
+    of_inputs, *rest = operators.go_back(gradient, found, weights, norms, relus, *options)
+    sums, errors = rest[:count], [*rest[count:], gradient]
+    assert of_inputs.dtype == types[0]
+    passing = gradient.double()
+    for n in reversed(range(count)):
+        reference = rows[n] if norms[n] else results[n]
+        passed = _passed_back(passing, reference, inverses[n], norms[n], relus[n])
+        rounding = 2**-8 if pairs[n][1] > 1 else 0
+        torch.testing.assert_close(errors[n].double(), passed, rtol=rounding, atol=1e-4)
+        torch.testing.assert_close(sums[n].double(), passed.sum(2), rtol=1e-4, atol=1e-3)
+        weight = weights[n][:, None, : pairs[n][0]]
+        passing = errors[n].double() @ (_low(weight) if pairs[n][1] > 1 else weight.double()).mT
     rounding = 2**-8 if types[0] == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(of_inputs.double(), back, rtol=rounding, atol=1e-4)
-    arguments = gradient, reference, inverse, weight, norm, relu
-    nothing, _, alone = operators.go_back(*arguments, False, I, types[0])
+    torch.testing.assert_close(of_inputs.double(), passing, rtol=rounding, atol=1e-4)
+    options = operators.FOR_INPUTS, I, types[0]
+    (alone,) = operators.go_back(gradient, less, weights, norms, relus, *options)
     assert torch.equal(alone, of_inputs)
-    assert nothing.numel() == 0
-    again, *_ = operators.go_back(*arguments, True, 0, types[0])
-    assert torch.equal(again, errors)
+    again = operators.go_back(gradient, found, weights, norms, relus, operators.ALL, 0, types[0])
+    assert all(map(torch.equal, again, rest))
 
 
 @needs_tiles
@@ -146,17 +213,16 @@ def test_rows_of_zeros_are_left_out_and_what_is_not_a_number_is_not(norm):
     generator = torch.Generator().manual_seed(0)
     inputs = _normal(generator, 2, 3, 30, 40, dtype=torch.bfloat16)
     weight, bias = _layer(generator, 2, 3, 40, 50, one_hot=False)
-    given = norm, True, True, torch.bfloat16
-    outputs, kept, inverse = operators.apply(inputs, weight, bias, *given)
+    options = [norm], [True], operators.ALL
+    found = operators.apply(inputs, [weight], [bias], *options, torch.bfloat16)
     gradient = _normal(generator, 2, 3, 30, 50, dtype=torch.bfloat16)
     gradient[0, :, ::2] = 0
     gradient[1] = 0
     gradient[0, 1, 3, 4] = torch.nan
-    reference = kept if norm else outputs
-    reference[0, 1, 3, 4] = 1
+    found[1 if norm else 0][0, 1, 3, 4] = 1
     weight[1] = torch.inf
-    arguments = gradient, reference, inverse, weight, norm, True, True, 40, torch.bfloat16
-    errors, sums, of_inputs = operators.go_back(*arguments)
+    given = gradient, found, [weight], *options
+    of_inputs, sums, errors = operators.go_back(*given, 40, torch.bfloat16)
     assert not of_inputs[0, :, ::2].any()
     assert not of_inputs[1].any()
     broken = of_inputs.isnan().any(-1).nonzero().tolist()
@@ -166,15 +232,44 @@ def test_rows_of_zeros_are_left_out_and_what_is_not_a_number_is_not(norm):
 
 
 @needs_tiles
+@pytest.mark.parametrize("last", [1, 2])
+def test_what_is_not_a_number_stays_in_its_row(last):
+    generator = torch.Generator().manual_seed(0)
+    inputs = _normal(generator, 1, 2, 20, 40)
+    pairs = (40, 50), (50, 50), (50, last)
+    layers = [Layer(*_layer(generator, 1, 2, *pair, one_hot=False)) for pair in pairs]
+    inputs[0, 1, 3, 39] = torch.nan
+    tape = Tape()
+    outputs = chain(inputs, layers, tape=tape, dtype=torch.bfloat16)
+    assert outputs.isnan().any(-1).nonzero().tolist() == [[0, 1, 3]]
+    J = jacobian(outputs.square().sum((0, 2, 3)), tape)
+    for layer in J:
+        assert layer.sums.isnan().any(-1).nonzero().tolist() == [[0, 1]]
+        assert layer.blocks.errors.isnan().any(-1).nonzero().tolist() == [[0, 1, 3]]
+
+
+@needs_tiles
 @pytest.mark.parametrize("relu", [False, True])
 def test_an_infinite_output_whose_gradient_is_zero_is_only_looked_at(relu):
-    reference = torch.tensor([torch.inf, 1, 2, 3]).view(1, 1, 1, 4)
+    output = torch.tensor([torch.inf, 1, 2, 3]).view(1, 1, 1, 4)
     gradient, weight = torch.tensor([0.0, 1, 1, 1]).view(1, 1, 1, 4), torch.ones(1, 5, 4)
-    given = gradient, reference, torch.empty(0), weight, False, relu, True, 5, torch.float32
-    errors, sums, of_inputs = operators.go_back(*given)
+    given = gradient, [output], [weight], [False], [relu], operators.ALL, 5, torch.float32
+    of_inputs, sums, errors = operators.go_back(*given)
     assert torch.equal(errors.float(), gradient)
     assert torch.equal(sums, gradient[:, :, 0])
     assert torch.equal(of_inputs, torch.full((1, 1, 1, 5), 3.0))
+
+
+@needs_tiles
+def test_an_infinite_hidden_result_whose_gradient_is_zero_is_only_looked_at():
+    hidden = torch.tensor([torch.inf, 1, 0, 3]).bfloat16().view(1, 1, 1, 4)
+    first, second = torch.ones(1, 5, 4), torch.tensor([0.0, 1, 1, 1]).view(1, 4, 1).expand(1, 4, 2)
+    output, gradient = torch.ones(1, 1, 1, 2), torch.tensor([1.0, 0]).view(1, 1, 1, 2)
+    options = [False] * 2, [True, False], operators.ALL, 5, torch.float32
+    given = gradient, [output, hidden], [first, second]
+    of_inputs, *_, errors, _ = operators.go_back(*given, *options)
+    assert errors.flatten().tolist() == [0, 1, 0, 1]
+    assert torch.equal(of_inputs, torch.full((1, 1, 1, 5), 2.0))
 
 
 @needs_tiles
@@ -182,18 +277,17 @@ def test_what_is_given_may_lie_in_memory_in_any_way():
     generator = torch.Generator().manual_seed(0)
     inputs = _normal(generator, 2, 20, 3, 40).transpose(1, 2)
     weight, bias = _normal(generator, 2, 50, 40).mT, _normal(generator, 1, 1, 1).expand(2, 1, 50)
-    options = True, True, True, torch.bfloat16
+    options = [True], [True], operators.ALL
     assert not any(each.is_contiguous() for each in (inputs, weight, bias))
-    found = operators.apply(inputs, weight, bias, *options)
-    same = operators.apply(*(each.contiguous() for each in (inputs, weight, bias)), *options)
-    assert all(map(torch.equal, found, same))
-    _, kept, inverse = found
+    found = operators.apply(inputs, [weight], [bias], *options, torch.bfloat16)
+    given = inputs.contiguous(), [weight.contiguous()], [bias.contiguous()]
+    assert all(map(torch.equal, found, operators.apply(*given, *options, torch.bfloat16)))
     gradient = _normal(generator, 2, 3, 20, 1, dtype=torch.bfloat16).expand(2, 3, 20, 50)
-    options = True, True, True, 40, torch.float32
-    found = operators.go_back(gradient, kept, inverse, weight, *options)
-    given = gradient.contiguous(), kept, inverse, weight.contiguous()
-    assert all(map(torch.equal, found, operators.go_back(*given, *options)))
-    errors = found[0].transpose(1, 2).contiguous().transpose(1, 2)
+    rest = *options, 40, torch.float32
+    gradients = operators.go_back(gradient, found, [weight], *rest)
+    same = operators.go_back(gradient.contiguous(), found, [weight.contiguous()], *rest)
+    assert all(map(torch.equal, gradients, same))
+    errors = gradients[-1].transpose(1, 2).contiguous().transpose(1, 2)
     for weights in (torch.tensor([2.0]).expand(3), torch.arange(6.0).view(3, 2)[:, 1]):
         (found,) = operators.weighted_gradients(weights, [inputs], [errors])
         given = weights.contiguous(), [inputs.contiguous()], [errors.contiguous()]
@@ -220,20 +314,19 @@ def test_results_have_their_types_whatever_torch_makes_by_default():
 
 @needs_tiles
 @pytest.mark.parametrize(
-    ("types", "result"),
+    "types",
     [
-        ((torch.float64, torch.float32), None),
-        ((torch.float16, torch.float32), None),
-        ((torch.float32, torch.float64), None),
-        ((torch.float32, torch.float64), torch.float32),
+        (torch.float64, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float64),
     ],
 )
-def test_other_types_go_another_way(types, result):
+def test_other_types_go_another_way(types):
     generator = torch.Generator().manual_seed(0)
     inputs = _normal(generator, 1, 3, 4, 5, dtype=types[0])
     weight, bias = (each.to(types[1]) for each in _layer(generator, 1, 3, 5, 6, one_hot=False))
     tape = Tape()
-    outputs = linear(inputs, weight, bias, tape=tape, dtype=torch.bfloat16, result_dtype=result)
+    outputs = chain(inputs, [Layer(weight, bias)], tape=tape, dtype=torch.bfloat16)
     expected = _expected(inputs.float(), weight, bias, norm=False, relu=False)
     torch.testing.assert_close(outputs.double(), expected, rtol=2**-7, atol=1e-2)
     J = jacobian(outputs.square().sum((0, 2, 3)), tape)
@@ -241,9 +334,86 @@ def test_other_types_go_another_way(types, result):
 
 
 @needs_tiles
+@pytest.mark.parametrize("widths", [(5, 1), (5, 1, 6), (5, 6, 1, 1)])
+def test_columns_that_kernels_do_not_know_go_another_way(widths):
+    generator = torch.Generator().manual_seed(0)
+    inputs = _normal(generator, 2, 3, 4, widths[0])
+    pairs = itertools.pairwise(widths)
+    layers = [Layer(*_layer(generator, 2, 3, *pair, one_hot=False)) for pair in pairs]
+    tape, expected = Tape(), inputs.double()
+    outputs = chain(inputs, layers, tape=tape, dtype=torch.bfloat16)
+    for layer in layers:
+        expected = expected @ layer.weight[:, None].double() + layer.bias.unsqueeze(1).double()
+    torch.testing.assert_close(outputs.double(), expected, rtol=0.1, atol=0.1)
+    J = jacobian(outputs.square().sum((0, 2, 3)), tape)
+    assert gramian(J).isfinite().all()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is handed to kernels of layers."""
+    made, apply = [], operators.apply
+
+    def noting(*args):
+        made.append(args)
+        return apply(*args)
+
+    monkeypatch.setattr(operators, "apply", noting)
+    return made
+
+
+@needs_tiles
+def test_only_layers_that_kernels_know_go_this_way(calls):
+    generator = torch.Generator().manual_seed(0)
+    inputs, dtype = _normal(generator, 1, 3, 4, 5), torch.bfloat16
+    first = Layer(*_layer(generator, 1, 3, 5, 6, one_hot=True), one_hot=True)
+    value = Layer(*_layer(generator, 1, 3, 6, 1, one_hot=False))
+    chain(inputs, [first, value], dtype=dtype)
+    assert len(calls) == 1
+    chain(inputs, [first, replace(value, activation=Activation(relu=True))], dtype=dtype)
+    chain(inputs, [Layer(first.weight[:, :5].bfloat16(), first.bias)], dtype=dtype)
+    chain(inputs, [Layer(first.weight[:, :5], first.bias.double())], dtype=dtype)
+    more = Layer(*_layer(generator, 1, 10, 5, 6, one_hot=True), one_hot=True)
+    chain(inputs, [more], dtype=dtype)  # as many tasks' rows are there, of more
+    chain(inputs[..., :0], [Layer(first.weight[:, 5:], first.bias, one_hot=True)], dtype=dtype)
+    chain(inputs, [first, value])
+    assert len(calls) == 1
+
+
+@needs_tiles
+def test_with_many_threads_the_largest_layer_decides(calls, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    inputs = _normal(generator, 2, 3, 4, 5)
+    pairs = itertools.pairwise((5, 40, 6, 2))
+    layers = [Layer(*_layer(generator, 2, 3, *pair, one_hot=False)) for pair in pairs]
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    for most, count in ((2 * 3 * 4 * 40 * 6, 1), (2 * 3 * 4 * 40 * 6 - 1, 0)):
+        monkeypatch.setattr(operators, "MOST_FOR_ONE_THREAD", most)
+        calls.clear()
+        chain(inputs, layers, dtype=torch.bfloat16)
+        assert len(calls) == count
+
+
+@needs_tiles
+def test_a_tape_goes_with_its_last_reference():
+    """Of chains that follow each other the second's inputs have a history, which leads to it."""
+    generator, tape = torch.Generator().manual_seed(0), Tape()
+    one, other = (Layer(*_layer(generator, 1, 3, 5, 5, one_hot=False)) for _ in range(2))
+    inputs = _normal(generator, 1, 3, 4, 5)
+    hidden = inputs + chain(inputs, [one], tape=tape, dtype=torch.bfloat16)
+    outputs = chain(hidden, [other], tape=tape, dtype=torch.bfloat16)
+    J = jacobian(outputs.square().sum((0, 2, 3)), tape)
+    assert len(J) == 2
+    assert not any(layer.blocks.inputs.requires_grad for layer in J)
+    alive = weakref.ref(tape)
+    del tape, hidden, outputs, J
+    assert alive() is None
+
+
+@needs_tiles
 def test_a_weight_that_changes_before_the_way_back_is_noticed():
     inputs, weight, bias = torch.ones(1, 1, 1, 4), torch.ones(1, 4, 5), torch.ones(1, 1, 5)
-    outputs = linear(inputs.requires_grad_(), weight, bias, dtype=torch.bfloat16)
+    outputs = chain(inputs.requires_grad_(), [Layer(weight, bias)], dtype=torch.bfloat16)
     weight.mul_(3)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         outputs.sum().backward()
@@ -251,22 +421,14 @@ def test_a_weight_that_changes_before_the_way_back_is_noticed():
 
 def _learned(layers, inputs, dtype):
     """What a network of these layers gives, its Gramian and its combined gradients."""
-    tape, hidden = Tape(), inputs
-    for number, (weight, bias) in enumerate(layers):
-        is_last = number == len(layers) - 1
-        hidden = linear(
-            hidden,
-            weight,
-            bias,
-            activation=Activation(norm=not is_last, relu=not is_last),
-            tape=tape,
-            dtype=dtype,
-            result_dtype=None if is_last else dtype,
-            one_hot=number == 0,
-        )
-    J = jacobian(hidden.square().mean((0, 2, 3)), tape)
-    weights = torch.linspace(0.5, 1.5, hidden.shape[1], dtype=inputs.dtype)
-    return J, [hidden, gramian(J), *combine(weights, J).values()]
+    *before, last = layers
+    activation = Activation(norm=True, relu=True)
+    hidden = [Layer(*layer, activation, number == 0) for number, layer in enumerate(before)]
+    tape = Tape()
+    outputs = chain(inputs, [*hidden, Layer(*last)], tape=tape, dtype=dtype)
+    J = jacobian(outputs.square().mean((0, 2, 3)), tape)
+    weights = torch.linspace(0.5, 1.5, outputs.shape[1], dtype=inputs.dtype)
+    return J, [outputs, gramian(J), *combine(weights, J).values()]
 
 
 @needs_tiles
@@ -293,25 +455,25 @@ def test_a_network_learns_with_tiles_what_it_learns_without(monkeypatch):
 
 def test_who_goes_this_way(monkeypatch):
     monkeypatch.setattr("mtrl.amx.instructions.available", lambda: True)
-    inputs = torch.zeros(2, 10, 128, 400)
+    inputs, large = torch.zeros(2, 10, 128, 400), 2 * 1280 * 400 * 400
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert operators.takes(inputs, 400, torch.bfloat16)
-        assert not operators.takes(inputs, 400, torch.float32)
-        assert not operators.takes(inputs[..., :0], 400, torch.bfloat16)
+        assert operators.takes(inputs, large, torch.bfloat16)
+        assert not operators.takes(inputs, large, torch.float32)
+        assert not operators.takes(inputs, 0, torch.bfloat16)
         with dispatch.portable():
-            assert not operators.takes(inputs, 400, torch.bfloat16)
+            assert not operators.takes(inputs, large, torch.bfloat16)
         with dispatch.traced():
-            assert operators.takes(inputs, 400, torch.bfloat16)
+            assert operators.takes(inputs, large, torch.bfloat16)
         # What is large is left to a library, which can use many threads.
         torch.set_num_threads(3)
-        assert not operators.takes(inputs, 400, torch.bfloat16)
-        assert operators.takes(inputs[:, :, :16, :256], 256, torch.bfloat16)
+        assert not operators.takes(inputs, large, torch.bfloat16)
+        assert operators.takes(inputs, large // 20, torch.bfloat16)
     finally:
         torch.set_num_threads(threads)
     monkeypatch.setattr("mtrl.amx.instructions.available", lambda: False)
-    assert not operators.takes(inputs, 400, torch.bfloat16)
+    assert not operators.takes(inputs, large, torch.bfloat16)
 
 
 @pytest.mark.parametrize(

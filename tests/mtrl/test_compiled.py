@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import SAC, SACConfig
 from mtrl.amx import instructions
@@ -111,15 +112,22 @@ def test_a_compiled_update_is_the_update(options, unpickled):
 
 
 @pytest.mark.parametrize("has_tiles", sorted({False, instructions.available()}))
-def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16(has_tiles, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"critic_depth": 2, "layer_norm": True},
+        {"critic_depth": 3, "residual": True, "task_embedding": 4},
+    ],
+    ids=["norm", "residual"],
+)
+def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16(options, has_tiles, monkeypatch):
     monkeypatch.setattr("mtrl.amx.instructions.available", lambda: has_tiles)
     # As in large updates: rows of zeros are left out, errors added up in a call of their own, and
     # what has one column is multiplied in one.
     for name in ("products.LARGE", "products.LARGE_IF_THIN", "activation.LARGE"):
         monkeypatch.setattr(f"mtrl.{name}", 0)
     compiled, plain, exact = (
-        Learner(dtype, critic_depth=2, layer_norm=True)
-        for dtype in (torch.bfloat16, torch.bfloat16, torch.float32)
+        Learner(dtype, **options) for dtype in (torch.bfloat16, torch.bfloat16, torch.float32)
     )
     updates = Compiled(compiled.update)
     for _ in range(3):
@@ -128,6 +136,21 @@ def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16(has_tiles, monkeypatch
         torch.testing.assert_close(metrics[name], expected[name], rtol=0.03, atol=0.01)
         torch.testing.assert_close(metrics[name], in_fp32[name], rtol=0.05, atol=0.02)
     assert all(value.dtype == torch.float32 for value in metrics.values())
+
+
+def test_operations_of_ours_are_called_straight():
+    class Watch(TorchDispatchMode):
+        seen: list[str] = []  # noqa: RUF012 - of one test
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.append(str(func))
+            return func(*args, **kwargs or {})
+
+    updates = Compiled(Learner(critic_weighting="pcgrad").update)
+    with Watch() as watch:
+        updates()
+    assert any(name.startswith("aten.") for name in watch.seen)
+    assert not [name for name in watch.seen if name.startswith("mtrl.")]
 
 
 def test_what_is_not_drawn_anew_from_a_generator_is_refused():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtrl.blocks import TaskBlocks
 from mtrl.gradients import Tape, combine, gramian, jacobian, rows
-from mtrl.layers import linear
+from mtrl.layers import Layer, chain
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -20,7 +20,7 @@ SMALL = st.integers(1, 5)
 
 
 class TwoLayers(nn.Module):
-    """E networks of two layers, built on `linear`."""
+    """E networks of two layers, one by one, with what autograd differentiates between them."""
 
     def __init__(self, E: int, sizes: tuple[int, int, int], generator: torch.Generator) -> None:
         super().__init__()
@@ -33,8 +33,9 @@ class TwoLayers(nn.Module):
     def forward(
         self, inputs: Tensor, tape: Tape | None = None, dtype: torch.dtype = torch.float64
     ) -> Tensor:
-        hidden = linear(inputs, self.first, self.first_bias, tape=tape, dtype=dtype).tanh()
-        return linear(hidden, self.second, self.second_bias, tape=tape, dtype=dtype)
+        first = Layer(self.first, self.first_bias)
+        hidden = chain(inputs, [first], tape=tape, dtype=dtype).tanh()
+        return chain(hidden, [Layer(self.second, self.second_bias)], tape=tape, dtype=dtype)
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:

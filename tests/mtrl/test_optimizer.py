@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.gradients import Tape
-from mtrl.layers import linear
+from mtrl.layers import Layer, chain
 from mtrl.optimizer import MultiTaskOptimizer
 from mtrl.types import State, Weighting
 from mtrl.weighting import Uniform, make_weighting
@@ -41,7 +41,7 @@ class Affine(nn.Module):
     def forward(self, inputs: Tensor, tape: Tape | None = None) -> Tensor:
         if tape is None:  # for an ordinary backward pass
             return inputs @ self.weight[0] + self.bias[0]
-        return linear(inputs[None], self.weight, self.bias, tape=tape)[0]
+        return chain(inputs[None], [Layer(self.weight, self.bias)], tape=tape)[0]
 
 
 def _data(step: int) -> Tensor:
