@@ -158,13 +158,12 @@ class Replay:
         """
         if self.size == 0:
             raise UserError("The replay is empty: add transitions of each task before sampling.")
-        first, size = self._window
         # A remainder of 62 random bits: uniform to one part in 10^12 for any capacity, and unlike
         # randint's own bound, that of each task may differ and live on the device.
         drawn = torch.randint(
             2**62, (self._num_tasks, batch_size), generator=self._generator, device=self._device
         )
-        return self._stored.read((first + drawn % size) % self.capacity)
+        return self._stored.read(drawn, self._window)
 
     def _allocate(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Number the next observations of each task, in the order of its environments (K, N)."""

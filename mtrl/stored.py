@@ -120,11 +120,14 @@ class Stored:
             "next_slots": (place + (shorts[..., NEXT].int() & FARTHEST)).int() % len(self.starts),
         }
 
-    def read(self, places: Int[Tensor, "K B"]) -> Batch:
+    def read(self, drawn: Int[Tensor, "K B"], window: Int[Tensor, "2 K 1"]) -> Batch:
         """Copy transitions.
 
         Args:
-            places: In the ring of starts, one for each row of the batch.
+            drawn: A number of at least zero for each row of the batch, counted from the first of a
+                task's transitions on, and from there again after the last.
+            window: Where each task's first transition stands in the ring of starts, and how many
+                there are.
 
         Returns:
             A copy, whose parts may be views of one array. The same bits on a CPU, where it is one
@@ -132,12 +135,13 @@ class Stored:
         """
         O = self.observations.shape[-1]  # noqa: E741
         A = _action_size(self.records)
-        if dispatch.has_operators(places):
-            rows = _read_rows(self.observations, self.records, self.starts, places)
+        if dispatch.has_operators(drawn):
+            rows = _read_rows(self.observations, self.records, self.starts, drawn, window)
             observations, actions, following, *numbers = rows.split([O, A, O, 1, 1, 1], dim=-1)
             rewards, terminated, steps = (number.squeeze(-1) for number in numbers)
         else:
-            slots = _get(self.starts, places)
+            first, size = window
+            slots = _get(self.starts, (first + drawn % size) % len(self.starts))
             records = _get(self.records, slots)
             floats, span = records.view(torch.float32), records.view(torch.int16)[..., SPAN]
             observations, actions = _get(self.observations, slots), floats[..., :A]
@@ -165,21 +169,28 @@ def _get(array: Tensor, slots: Int[Tensor, "K B"]) -> Tensor:
     return array.flatten(0, 1).index_select(0, rows).view(*slots.shape, *array.shape[2:])
 
 
-def _room_for_rows(observations: Tensor, records: Tensor, starts: Tensor, places: Tensor) -> Tensor:
-    del starts
+def _room_for_rows(
+    observations: Tensor, records: Tensor, starts: Tensor, drawn: Tensor, window: Tensor
+) -> Tensor:
+    del starts, window
     length = 2 * observations.shape[-1] + _action_size(records) + 3
-    return observations.new_empty(*places.shape, length)
+    return observations.new_empty(*drawn.shape, length)
 
 
 @dispatch.operator(
-    "(Tensor observations, Tensor records, Tensor starts, Tensor places) -> Tensor", _room_for_rows
+    "(Tensor observations, Tensor records, Tensor starts, Tensor drawn, Tensor window) -> Tensor",
+    _room_for_rows,
 )
 def _read_rows(
-    observations: Tensor, records: Tensor, starts: Tensor, places: Int[Tensor, "K B"]
+    observations: Tensor,
+    records: Tensor,
+    starts: Tensor,
+    drawn: Int[Tensor, "K B"],
+    window: Int[Tensor, "2 K 1"],
 ) -> Float[Tensor, "K B _"]:
     """Return observations, actions, next observations, rewards, ends and steps side by side."""
-    rows = _room_for_rows(observations, records, starts, places)
-    _read(*(array.numpy() for array in (observations, records, starts, places, rows)))
+    rows = _room_for_rows(observations, records, starts, drawn, window)
+    _read(*(array.numpy() for array in (observations, records, starts, drawn, window, rows)))
     return rows
 
 
@@ -188,7 +199,8 @@ def _read(
     observations: NDArray[np.float32],
     records: NDArray[np.uint8],
     starts: NDArray[np.int32],
-    places: NDArray[np.int64],
+    drawn: NDArray[np.int64],
+    window: NDArray[np.int64],
     rows: NDArray[np.float32],
 ) -> None:
     """Fill the rows of a batch; see `Stored.read`.
@@ -198,10 +210,13 @@ def _read(
     """
     floats, slots = records.view(np.float32), records.view(np.int32)
     spans = records.view(np.int16)
-    K, B = places.shape
+    K, B = drawn.shape
     O, A = observations.shape[2], floats.shape[2] + TOTAL  # noqa: E741
+    places = np.empty((K, B), np.int64)
     for k in range(K):
+        first, size = window[0, k, 0], window[1, k, 0]
         for b in range(B):
+            places[k, b] = (first + drawn[k, b] % size) % len(starts)
             prefetch(starts, places[k, b], k)
     for k in range(K):
         for b in range(B):

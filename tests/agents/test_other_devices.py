@@ -60,8 +60,10 @@ def test_an_update_stays_on_its_device(dtype, options):
     agent = SAC(config, **sizes, seed=0, device="meta", dtype=dtype)
     stored = Stored.allocate(100, K, O, A, "meta")
     for _ in range(2):  # the second finds what the first has allocated
-        places = torch.zeros(K, B, dtype=torch.int64, device="meta")
-        metrics = agent.update(stored.read(places))
+        drawn, window = (
+            torch.zeros(shape, dtype=torch.int64, device="meta") for shape in ((K, B), (2, K, 1))
+        )
+        metrics = agent.update(stored.read(drawn, window))
         assert {metric.device.type for metric in metrics.values()} == {"meta"}
     assert agent.act(torch.zeros(K, 4, O, device="meta")).shape == (K, 4, A)
 
