@@ -111,14 +111,20 @@ def test_a_compiled_update_is_the_update(options, unpickled):
     torch.testing.assert_close(compiled.state(), plain.state(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("has_tiles", sorted({False, instructions.available()}))
+NORM = {"critic_depth": 2, "layer_norm": True}
+RESIDUAL = {"critic_depth": 3, "residual": True, "task_embedding": 4}
+
+needs_tiles = pytest.mark.skipif(not instructions.available(), reason="the processor has no tiles")
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "has_tiles"),
     [
-        {"critic_depth": 2, "layer_norm": True},
-        {"critic_depth": 3, "residual": True, "task_embedding": 4},
+        (NORM, False),
+        pytest.param(NORM, True, marks=needs_tiles),
+        pytest.param(RESIDUAL, True, marks=needs_tiles),
     ],
-    ids=["norm", "residual"],
+    ids=["norm", "norm in tiles", "residual in tiles"],
 )
 def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16(options, has_tiles, monkeypatch):
     monkeypatch.setattr("mtrl.amx.instructions.available", lambda: has_tiles)
