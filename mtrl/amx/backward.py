@@ -12,7 +12,8 @@ from ..compiler import Compiler, use_widest_vectors
 from .forward import AT_ONCE, NEARBY, multiply
 from .instructions import BLOCK, TILE, begin, end
 from .packing import SOURCES, blocks_of, line_of, pack_across, room_for, transpose
-from .rows import at, pass_back, pass_columns_back, scale_row, sums_of_row, write_row
+from .rows import at, write_row
+from .rows_back import pass_back, pass_columns_back, scale_row, sums_of_row
 
 ROWS, COLUMNS, NORM, RELU, WEIGHT, REFERENCE, INVERSES, ERRORS, SUMS = range(9)
 """Of a layer: rows of its weight; columns; whether a layer norm follows the biases; whether a ReLU

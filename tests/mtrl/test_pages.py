@@ -123,7 +123,7 @@ def test_mappings_that_cannot_be_read_are_no_error(asked, tmp_path, monkeypatch)
     pages.prefer_large_pages_in_heap()
     assert not asked
     lines = [
-        b"7f00-8f00 r-xp 00000000 08:01 3 /home/jos\xe9/lib.so",
+        b"7f00-8f00 r-xp 00000000 08:01 3 /lib/jos\xe9.so",
         b"1000-5000 rw-p 00000000 00:00 0 [heap]",
         b"9000-a000 rw-p 00000000 00:00 0",
     ]
