@@ -9,6 +9,7 @@ torch's operations compute the same.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 from . import bf16, dispatch
 from .bf16 import numbers, read, rounded, wide_type
 from .compiler import Compiler, use_widest_vectors
-from .task_rows import sums_of_columns
+from .task_rows import summing_columns
 
 LARGE = 500_000
 """Numbers of errors from which on their sums are worth a call of their own."""
@@ -166,10 +167,12 @@ def _room_for_sums(errors: Float[Tensor, "E K B D"]) -> Float[Tensor, "E K D"]:
 
 
 @dispatch.operator("(Tensor errors) -> Tensor", _room_for_sums)
-def _sum_up(errors: Float[Tensor, "E K B D"]) -> Float[Tensor, "E K D"]:
-    """Return the sums over each task's rows, row by row as they lie: a compiler goes by columns."""
-    ones = errors.new_ones(*errors.shape[:3], 1, dtype=wide_type(errors.dtype))
-    return sums_of_columns(errors.contiguous(), ones)
+def _sum_up(errors: Float[Tensor, "E K B D"], sums: Float[Tensor, "E K D"]) -> Callable[[], object]:
+    """Write the sums over each task's rows, row by row as they lie: a compiler goes by columns."""
+    ones = errors.new_ones(*errors.shape[:3], 1, dtype=sums.dtype)
+    calls = dispatch.InTurn()
+    calls.append(summing_columns(calls.contiguous(errors), ones, sums))
+    return calls
 
 
 def _uses_kernels(tensor: Tensor) -> bool:

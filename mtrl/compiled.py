@@ -16,7 +16,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import dispatch
 from .cache import cache_folder
 from .errors import UserError
+from .recording import Recording
 
 _messages = logging.getLogger("mtrl")
 
@@ -79,13 +79,23 @@ class Compiled:
         places = {_place(tensor): number for number, tensor in enumerate(self._inputs)}
         self._draws = [(places[_place(drawn)], draw) for draw, drawn in rehearsal.draws]
         self._function = _compile(graph, self._inputs)
+        self._recording: Recording | None = None
 
     def __call__(self) -> dict[str, Tensor]:
-        """Take one update."""
+        """Take one update.
+
+        Returns:
+            Its metrics, which the next call overwrites.
+        """
         for number, draw in self._draws:
-            self._inputs[number] = draw()
+            self._inputs[number].copy_(draw())
         with torch.no_grad():
-            return dict(zip(self._names, self._function(*self._inputs), strict=True))
+            if self._recording is None:
+                self._recording = Recording(self._function, self._inputs)
+                results = self._recording.first_results
+            else:
+                results = self._recording()
+        return dict(zip(self._names, results, strict=True))
 
 
 def compiler_version() -> str:
@@ -222,8 +232,6 @@ def _compile(graph: GraphModule, inputs: list[Any]) -> Callable[..., Sequence[Te
         # The compiler hashes precompiled headers with this program; without them it is slow.
         "cpp_cache_precompile_headers": shutil.which("openssl") is not None,
     }
-    modules = importlib.import_module("torch._inductor.codecache").PyCodeCache.modules
-    before = len(modules)
     with torch.no_grad(), warnings.catch_warnings(), _uninterrupted():
         warnings.simplefilter("ignore")
         try:
@@ -233,31 +241,7 @@ def _compile(graph: GraphModule, inputs: list[Any]) -> Callable[..., Sequence[Te
         except (inductor.exc.InductorError, inductor.exc.CppCompileError) as error:
             found = _last_line(str(error))
             raise UserError(f"`--compile` failed ({found}): {REMEDY}.") from error
-    for module in modules[before:]:
-        module.torch = _straight()
     return compiled
-
-
-class _Instead:
-    """An object with some attributes of its own in the place of the real one's."""
-
-    def __init__(self, real: Any, **own: Any) -> None:
-        self._real = real
-        vars(self).update(own)
-
-    def __getattr__(self, name: str) -> Any:
-        value = vars(self)[name] = getattr(self._real, name)
-        return value
-
-
-def _straight() -> Any:
-    """Return `torch` with functions in the place of our operations, for what was compiled.
-
-    The compiler hands them what they expect, and asks for nothing but their result. What torch does
-    on the way takes 20 us and more of a call, half of what a small one takes.
-    """
-    ours = {name: SimpleNamespace(default=call) for name, call in dispatch.functions.items()}
-    return _Instead(torch, ops=_Instead(torch.ops, mtrl=SimpleNamespace(**ours)))
 
 
 @contextlib.contextmanager
@@ -284,10 +268,10 @@ def _forget_operations() -> None:
     second function of the same graph would be another, or fail with a KeyError (torch 2.13).
     """
     lowering = importlib.import_module("torch._inductor.lowering")
-    for operation in dispatch.operations:
-        lowering.lowerings.pop(operation, None)
-        lowering.fallbacks.discard(operation)
-        lowering.needs_realized_inputs.discard(operation)
+    for operator in dispatch.operators.values():
+        lowering.lowerings.pop(operator.known_as, None)
+        lowering.fallbacks.discard(operator.known_as)
+        lowering.needs_realized_inputs.discard(operator.known_as)
 
 
 @functools.cache
@@ -319,9 +303,10 @@ def _adam(
     beta2: float,
     eps: float,
     found_inf: Tensor | None,
-) -> None:
+) -> Callable[[], object]:
     """Call torch's kernel, which is ten times as fast as what the compiler would make of it."""
-    torch._fused_adam_(
+    return functools.partial(
+        torch._fused_adam_,
         parameters,
         gradients,
         first_moments,

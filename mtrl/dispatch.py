@@ -10,13 +10,11 @@ import contextlib
 import enum
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Way(enum.Enum):
@@ -28,11 +26,11 @@ class _Way(enum.Enum):
 
 _messages = logging.getLogger("mtrl")
 
-operations: list[Any] = []
-"""All that `operator` has made, as torch knows them."""
+R = TypeVar("R")
+"""What an operation returns."""
 
-functions: dict[str, Callable[..., Any]] = {}
-"""What those call, by name: to be called straight where nothing but their result is asked for."""
+operators: dict[str, Operator[Any]] = {}
+"""All that `operator` has made, by the names by which torch knows them."""
 
 _way = _Way.KERNELS
 _library = torch.library.Library("mtrl", "DEF")
@@ -89,41 +87,92 @@ def traced() -> contextlib.AbstractContextManager[None]:
     return _going(_Way.TRACED)
 
 
-def operator(schema: str, result: Callable[..., Any] | None = None) -> Callable[[F], F]:
-    """Make of a function that calls kernels an operation, which stays one where it is traced.
+def operator(
+    schema: str, room: Callable[..., R] | None = None
+) -> Callable[[Callable[..., Callable[[], object]]], Operator[R]]:
+    """Make of a function an operation, which stays one where it is traced.
+
+    The function prepares the operation: it is given the arguments, and what was allocated for the
+    results, and returns what does the work when it is called. On the same memory that can be called
+    again and again, for other numbers, and nothing has to be looked at twice.
 
     Args:
         schema: Its arguments and results, as torch writes them; those that it writes to are marked,
             as in "(Tensor(a!) total, Tensor summand) -> ()".
-        result: Allocates results of the right shapes, for a compiler; None if there are none.
+        room: Allocates the results, from the arguments; None if there are none.
+    """
+    return functools.partial(Operator[R], schema, room)
+
+
+class Operator(Generic[R]):
+    """An operation of ours, to be called with its arguments; see `operator`.
+
+    Attributes:
+        known_as: What torch knows it as.
+        room: Allocates its results.
     """
 
-    def decorate(function: F) -> F:
-        name = function.__name__.strip("_")
-
-        def called(*args: Any) -> Any:
-            global _way
-            before, _way = _way, _Way.KERNELS
-            try:  # not `_going`, which takes longer
-                return function(*args)
-            finally:
-                _way = before
-
+    def __init__(
+        self,
+        schema: str,
+        room: Callable[..., R] | None,
+        prepare: Callable[..., Callable[[], object]],
+    ) -> None:
+        functools.update_wrapper(self, prepare)
+        self._prepare = prepare
+        self.room = room
+        name = prepare.__name__.strip("_")
         _library.define(f"{name}{schema}")
-        _library.impl(name, called, "CPU")
-        torch.library.register_fake(f"mtrl::{name}", result or (lambda *_: None), lib=_library)
-        traceable = getattr(torch.ops.mtrl, name).default
-        operations.append(traceable)
-        functions[name] = called
+        _library.impl(name, self.straight, "CPU")
+        torch.library.register_fake(f"mtrl::{name}", room or (lambda *_: None), lib=_library)
+        self.known_as = getattr(torch.ops.mtrl, name).default
+        operators[name] = self
 
-        @functools.wraps(function)
-        def dispatched(*args: Any) -> Any:
-            # Straight, where nobody looks: torch's way there costs more than most kernels.
-            return (function if _way is _Way.KERNELS else traceable)(*args)
+    def __call__(self, *args: Any) -> R:
+        """Return the results."""
+        # Straight, where nobody looks: torch's way there costs more than most kernels.
+        return cast(R, (self._do if _way is _Way.KERNELS else self.known_as)(*args))
 
-        return cast(F, dispatched)
+    def straight(self, *args: Any) -> R:
+        """Return the results, whether it is traced or not."""
+        global _way
+        before, _way = _way, _Way.KERNELS
+        try:  # not `_going`, which takes longer
+            return self._do(*args)
+        finally:
+            _way = before
 
-    return decorate
+    def prepared(self, args: Sequence[Any], results: Any) -> Callable[[], object]:
+        """Return what does the work on these arguments, for results that `room` has allocated."""
+        return self._prepare(*args) if self.room is None else self._prepare(*args, results)
+
+    def _do(self, *args: Any) -> R:
+        results = None if self.room is None else self.room(*args)
+        self.prepared(args, results)()
+        return cast(R, results)
+
+
+class InTurn(list[Callable[[], object]]):
+    """Calls that are made one after the other when this is called."""
+
+    def __call__(self) -> None:
+        """Make them."""
+        for call in self:
+            call()
+
+    def contiguous(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor if it lies in one piece, or else one that does, copied to in its turn.
+
+        Args:
+            tensor: That.
+            dtype: Which it must have, if it matters.
+        """
+        dtype = dtype or tensor.dtype
+        if tensor.is_contiguous() and tensor.dtype == dtype:
+            return tensor
+        copy = torch.empty(tensor.shape, dtype=dtype)
+        self.append(functools.partial(copy.copy_, tensor))
+        return copy
 
 
 class _going(contextlib.AbstractContextManager[None]):  # noqa: N801 - called like a function

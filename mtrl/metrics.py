@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,8 @@ def _room_for_summary(gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K+2"]:
 
 
 @dispatch.operator("(Tensor gramian) -> Tensor", _room_for_summary)
-def _summary(gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K+2"]:
-    summary = _room_for_summary(gramian)
-    _summarise(gramian.numpy(), summary.numpy())
-    return summary
+def _summary(gramian: Float[Tensor, "K K"], summary: Float[Tensor, " K+2"]) -> Callable[[], object]:
+    return functools.partial(_summarise, gramian.numpy(), summary.numpy())
 
 
 @_kernel

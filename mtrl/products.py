@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,21 +105,28 @@ def _room_for_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor
 
 
 @dispatch.operator("(Tensor left, Tensor right, ScalarType dtype) -> Tensor", _room_for_product)
-def _multiply_rows_that_count(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    E, R, _ = left.shape
+def _multiply_rows_that_count(
+    left: Tensor, right: Tensor, dtype: torch.dtype, result: Tensor
+) -> Callable[[], object]:
+    del dtype  # which is the result's
+    return functools.partial(_multiply_packed, left, right, result)
+
+
+def _multiply_packed(left: Tensor, right: Tensor, result: Tensor) -> None:
+    (E, R, _), dtype = left.shape, result.dtype
     left = left.contiguous()
     places, counts = np.empty((E, R), np.int64), np.empty(E, np.int64)
     _find(numbers(left), places, counts)
     if counts.sum() > WORTH_PACKING * E * R:
-        return multiply(left, right, dtype)
-    packed, result = torch.empty_like(left), _room_for_product(left, right, dtype)
+        result.copy_(multiply(left, right, dtype))
+        return
+    packed = torch.empty_like(left)
     step = -(-R // SHAPES)
     for e, count in enumerate(counts.tolist()):
         some, multiplied = slice(e, e + 1), min(R, -(-count // step) * step)
         _pack(numbers(left[e]), places[e, :count], numbers(packed[e, :multiplied]))
         product = multiply(packed[some, :multiplied], right[some], dtype)
         _unpack(numbers(product[0]), places[e, :count], numbers(result[e]))
-    return result
 
 
 def _is_thin(left: Tensor, right: Tensor) -> bool:
@@ -126,12 +135,15 @@ def _is_thin(left: Tensor, right: Tensor) -> bool:
 
 
 @dispatch.operator("(Tensor left, Tensor right, ScalarType dtype) -> Tensor", _room_for_product)
-def _multiply_thin(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+def _multiply_thin(
+    left: Tensor, right: Tensor, dtype: torch.dtype, result: Tensor
+) -> Callable[[], object]:
     """Multiply numbers of bf16 with those of float32 while they pass, without a copy of them."""
-    result = _room_for_product(left, right, dtype)
-    kernel = _outer if left.shape[-1] == 1 else _times_column
-    kernel(numbers(left.contiguous()), right.numpy(), numbers(result))
-    return result
+    del dtype  # which is the result's
+    calls = dispatch.InTurn()
+    given = numbers(calls.contiguous(left)), right.numpy(), numbers(result)
+    calls.append(functools.partial(_outer if left.shape[-1] == 1 else _times_column, *given))
+    return calls
 
 
 @_kernel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,11 +188,11 @@ def _read_rows(
     starts: Tensor,
     drawn: Int[Tensor, "K B"],
     window: Int[Tensor, "2 K 1"],
-) -> Float[Tensor, "K B _"]:
-    """Return observations, actions, next observations, rewards, ends and steps side by side."""
-    rows = _room_for_rows(observations, records, starts, drawn, window)
-    _read(*(array.numpy() for array in (observations, records, starts, drawn, window, rows)))
-    return rows
+    rows: Float[Tensor, "K B _"],
+) -> Callable[[], object]:
+    """Write observations, actions, next observations, rewards, ends and steps side by side."""
+    given = observations, records, starts, drawn, window
+    return functools.partial(_read, *(tensor.numpy() for tensor in (*given, rows)))
 
 
 @_kernel

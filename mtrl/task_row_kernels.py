@@ -16,6 +16,7 @@ from .tiles import (
     RIGHT,
     ROWS,
     VECTOR,
+    VECTORS,
     inner_products,
     inner_products_with_themselves,
     joined,
@@ -85,29 +86,40 @@ def multiply_in_tiles(
     inputs: NDArray[Any],
     errors: NDArray[Any],
     rows: NDArray[Any],
-    is_kept: bool,
-    together: int,
-    joined_inputs: NDArray[Any],
-    joined_errors: NDArray[Any],
-    columns: int,
-    sums: NDArray[Any],
+    distance: int,
+    factor: NDArray[Any],
+    total: NDArray[Any],
     gramian: NDArray[np.float64],
 ) -> None:
     """Write J to the start of each row, and add the rows' inner products while they are at hand.
 
-    Where it is not kept, `rows` has room for what is multiplied out at a time.
+    Args:
+        inputs: As of `TaskBlocks`.
+        errors: The same.
+        rows: Of J; empty if it is not to be kept.
+        distance: Numbers from one row to the next of what is multiplied out at a time then.
+        factor: Of the type of what a tile multiplies (`joined`).
+        total: Of the type of its sums.
+        gramian: What is added to.
     """
     use_widest_vectors()
-    E, K, _, I = inputs.shape  # noqa: E741
+    E, K, B, I = inputs.shape  # noqa: E741
     D = errors.shape[-1]
     size = rows.itemsize
     step = inputs_at_a_time(rows, D)
-    edge = np.empty((ROWS, columns), rows.dtype)
+    together, columns = factor.itemsize // size, VECTORS * VECTOR // total.itemsize
+    pairs = -(-B // together)
+    joined_inputs = np.empty((K, pairs, I + ROWS - 1), factor.dtype)
+    joined_errors = np.empty((K, pairs, D + columns - 1), factor.dtype)
+    edge, sums = np.empty((ROWS, columns), rows.dtype), np.empty(LEFT * RIGHT, total.dtype)
+    is_kept = rows.shape[2] > 0
+    kept = np.empty((0 if is_kept else K, distance), rows.dtype)
     for e in range(E):
         for k in range(K):
             _join(inputs[e, k], together, joined_inputs[k])
             _join(errors[e, k], together, joined_errors[k])
-        kept = rows[e if is_kept else 0]
+        if is_kept:
+            kept = rows[e]
         for start in range(0, I, step):
             stop = min(start + step, I)
             origin = 0 if is_kept else start * D
@@ -139,10 +151,14 @@ def multiply_in_tiles(
 
 @_kernel
 def add_all_inner_products(
-    rows: NDArray[Any], length: int, sums: NDArray[Any], gramian: NDArray[np.float64]
+    rows: NDArray[Any], length: int, total: NDArray[Any], gramian: NDArray[np.float64]
 ) -> None:
-    """Add the inner products of the starts of rows, on and above the Gramian's diagonal."""
+    """Add the inner products of the starts of rows, on and above the Gramian's diagonal.
+
+    In tiles, whose sums are of the type of `total`.
+    """
     use_widest_vectors()
+    sums = np.empty(LEFT * RIGHT, total.dtype)
     for e in range(len(rows)):
         for start in range(0, length, _at_a_time(rows)):
             stop = min(start + _at_a_time(rows), length)
@@ -180,6 +196,28 @@ def _add_some_inner_products(
                     for place in range(start + even, stop):
                         total += read(rows[a, place]) * read(rows[b, place])
                     gramian[a, b] += total
+
+
+@_kernel
+def add_squares(rows: NDArray[Any], gramian: NDArray[np.float64]) -> None:
+    """Add each row's inner product with itself."""
+    use_widest_vectors()
+    E, K, D = rows.shape
+    for e in range(E):
+        for k in range(K):
+            row, total = rows[e, k], np.float64(0)
+            for d in range(D):
+                total += np.float64(row[d]) * np.float64(row[d])
+            gramian[k, k] += total
+
+
+@_kernel
+def mirror(gramian: NDArray[np.float64], result: NDArray[Any]) -> None:
+    """Write what is on and above the diagonal to both sides of it."""
+    K = len(gramian)
+    for i in range(K):
+        for j in range(i, K):
+            result[i, j] = result[j, i] = gramian[i, j]
 
 
 @_kernel

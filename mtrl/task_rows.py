@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from .device import has_bf16
 from .products import THIN, multiply
 from .task_row_kernels import (
     add_all_inner_products,
+    add_squares,
     inputs_at_a_time,
+    mirror,
     multiply_in_tiles,
     sum_columns,
     weigh,
 )
-from .tiles import LEFT, RIGHT, ROWS, VECTOR, VECTORS
 
 CACHE_WAY = 4096
 """Bytes after which addresses fall into the same lines of the innermost cache, or a multiple."""
@@ -44,6 +46,17 @@ each time it is allocated (`mtrl.device.keep_freed_memory`)."""
 FEW = 64
 """Up to so many rows a task, shared by threads, a kernel multiplies J out faster than the library,
 which is slow at products that sum over little, but can use several."""
+
+
+_FACTORS: dict[torch.dtype, NDArray[Any]] = {
+    torch.bfloat16: np.empty(0, np.uint32),
+    torch.float32: np.empty(0, np.float32),
+    torch.float64: np.empty(0),
+}
+"""Tells kernels what tiles multiply, by the type of rows."""
+
+_TOTALS: dict[torch.dtype, NDArray[Any]] = _FACTORS | {torch.bfloat16: np.empty(0, np.float32)}
+"""The same of their sums."""
 
 
 def type_of_rows(errors: Tensor) -> torch.dtype:
@@ -88,10 +101,15 @@ def _room(E: int, K: int, length: int, dtype: torch.dtype) -> Tensor:
     Those of a network are often a power of two long. One after the other, the same columns of all
     rows would compete for the same few lines of the caches.
     """
+    return torch.empty(E, K, _distance(length, dtype), dtype=dtype)
+
+
+def _distance(length: int, dtype: torch.dtype) -> int:
+    """Return how many numbers lie between the beginnings of two rows."""
     distance = length * dtype.itemsize
     if distance > GAP:
         distance = -(-distance // CACHE_WAY) * CACHE_WAY + GAP
-    return torch.empty(E, K, distance // dtype.itemsize, dtype=dtype)
+    return distance // dtype.itemsize
 
 
 def _room_for_all(
@@ -113,7 +131,8 @@ def rows_and_gramian(
     errors: Sequence[Float[Tensor, "_ K _ _"]],
     sums: Sequence[Float[Tensor, "_ K _"]],
     own: Sequence[bool],
-) -> tuple[list[Tensor], Float[Tensor, "K K"]]:
+    results: tuple[list[Tensor], Float[Tensor, "K K"]],
+) -> Callable[[], object]:
     """Multiply the J of several layers out, and take inner products of the tasks' gradients.
 
     In one call: between kernels, calls are what costs.
@@ -124,61 +143,56 @@ def rows_and_gramian(
         sums: The tasks' gradients of biases ``(E, K, D)``, whose inner products are added.
         own: For each of these, whether the tasks' gradients are also those of a row of the weight
             that is each task's own.
-
-    Returns:
-        Each J ``(E, K, _)``, with unused numbers after each row, or empty if it is not kept, and
-        the sum of all inner products.
+        results: Each J ``(E, K, _)``, with unused numbers after each row, or empty if it is not
+            kept, and the sum of all inner products.
     """
-    rows, result = _room_for_all(inputs, errors, sums, own)
-    gramian = torch.zeros(result.shape, dtype=torch.float64)
+    rows, result = results
+    gramian = np.empty(result.shape)
+    calls = dispatch.InTurn([partial(gramian.fill, 0)])
     for factors, spaced in zip(zip(inputs, errors, strict=True), rows, strict=True):
-        _multiply_out(*factors, spaced, gramian)
+        _multiply_out(calls, *factors, spaced, gramian)
     for each, has_own_row in zip(sums, own, strict=True):
-        of_sums = torch.zeros_like(gramian) if has_own_row else gramian
-        _add_inner_products(each.contiguous(), each.shape[-1], of_sums)
+        each = calls.contiguous(each)
+        _add_inner_products(calls, each, each.shape[-1], gramian)
         if has_own_row:
-            gramian += of_sums
-            gramian.diagonal().add_(of_sums.diagonal())
-    return rows, result.copy_(gramian.triu() + gramian.triu(1).mT)
+            calls.append(partial(add_squares, each.numpy(), gramian))
+    calls.append(partial(mirror, gramian, result.numpy()))
+    return calls
 
 
 def _multiply_out(
+    calls: dispatch.InTurn,
     inputs: Float[Tensor, "E K B I"],
     errors: Float[Tensor, "E K B D"],
     rows: Float[Tensor, "E K _"],
-    gramian: Float[Tensor, "K K"],
+    gramian: NDArray[np.float64],
 ) -> None:
     """Write J, and add the inner products of its rows on and above the Gramian's diagonal."""
-    (_, K, B, I), D = inputs.shape, errors.shape[-1]  # noqa: E741
+    I, D = inputs.shape[-1], errors.shape[-1]  # noqa: E741
     if _goes_in_tiles(inputs, errors):
-        is_kept = rows.shape[-1] > 0
-        at_a_time = inputs_at_a_time(numbers(rows), D) * D
-        array = numbers(rows if is_kept else _room(1, K, at_a_time, rows.dtype))
-        together, kind = (2, np.uint32) if array.dtype == np.uint16 else (1, array.dtype)
-        sums = _room_for_sums(array)
-        columns = VECTORS * VECTOR // sums.itemsize
-        multiply_in_tiles(
-            numbers(inputs.contiguous()),
-            numbers(errors.contiguous()),
-            array,
-            is_kept,
-            together,
-            np.empty((K, -(-B // together), I + ROWS - 1), kind),
-            np.empty((K, -(-B // together), D + columns - 1), kind),
-            columns,
-            sums,
-            gramian.numpy(),
-        )
+        given = numbers(calls.contiguous(inputs)), numbers(calls.contiguous(errors))
+        array, at_a_time = numbers(rows), inputs_at_a_time(numbers(rows), D) * D
+        kinds = _FACTORS[rows.dtype], _TOTALS[rows.dtype]
+        distance = _distance(at_a_time, rows.dtype)
+        calls.append(partial(multiply_in_tiles, *given, array, distance, *kinds, gramian))
         return
-    matrices = rows[..., : I * D].unflatten(-1, (I, D)).flatten(0, 1)
-    a, d = inputs.flatten(0, 1), errors.flatten(0, 1)
     if D == 1:
-        sum_columns(numbers(a.contiguous()), d.contiguous().numpy(), rows.flatten(0, 1).numpy())
-    elif D <= THIN or inputs.dtype != rows.dtype:
-        matrices.copy_(multiply(a.mT, d))
+        calls.append(summing_columns(calls.contiguous(inputs), calls.contiguous(errors), rows))
     else:
-        torch.bmm(a.mT, d, out=matrices)
-    _add_inner_products(rows, I * D, gramian)
+        calls.append(partial(_multiply_by_library, inputs, errors, rows))
+    _add_inner_products(calls, rows, I * D, gramian)
+
+
+def _multiply_by_library(
+    inputs: Float[Tensor, "E K B I"], errors: Float[Tensor, "E K B D"], rows: Float[Tensor, "E K _"]
+) -> None:
+    I, D = inputs.shape[-1], errors.shape[-1]  # noqa: E741
+    matrices = rows[..., : I * D].unflatten(-1, (I, D)).flatten(0, 1)
+    a, d = inputs.flatten(0, 1).mT, errors.flatten(0, 1)
+    if D <= THIN or inputs.dtype != rows.dtype:
+        matrices.copy_(multiply(a, d))
+    else:
+        torch.bmm(a, d, out=matrices)
 
 
 def sums_of_columns(
@@ -187,18 +201,25 @@ def sums_of_columns(
     """Return J, of errors of one column."""
     E, K, _, I = inputs.shape  # noqa: E741
     rows = errors.new_empty(E, K, I)
-    given = numbers(inputs.flatten(0, 1)), errors.flatten(0, 1).numpy()
-    sum_columns(*given, rows.flatten(0, 1).numpy())
+    summing_columns(inputs, errors, rows)()
     return rows
 
 
-def _room_for_sums(rows: NDArray[Any]) -> NDArray[Any]:
-    """Allocate what a tile of rows' inner products is written to."""
-    return np.empty(LEFT * RIGHT, np.float32 if rows.dtype == np.uint16 else rows.dtype)
+def summing_columns(
+    inputs: Float[Tensor, "E K B I"],
+    errors: Float[Tensor, "E K B 1"],
+    rows: Float[Tensor, "E K _"],
+) -> Callable[[], object]:
+    """Prepare to write J, of errors of one column, to the start of each row; all in one piece."""
+    a, d, out = (tensor.flatten(0, 1) for tensor in (inputs, errors, rows))
+    return partial(sum_columns, numbers(a), d.numpy(), out.numpy())
 
 
 def _add_inner_products(
-    rows: Float[Tensor, "E K _"], length: int, gramian: Float[Tensor, "K K"]
+    calls: dispatch.InTurn,
+    rows: Float[Tensor, "E K _"],
+    length: int,
+    gramian: NDArray[np.float64],
 ) -> None:
     """Add those of the first `length` numbers of each row, summed over networks.
 
@@ -206,11 +227,15 @@ def _add_inner_products(
     their products.
     """
     if tiles.AVAILABLE:
-        array = numbers(rows)
-        add_all_inner_products(array, length, _room_for_sums(array), gramian.numpy())
+        kind = _TOTALS[rows.dtype]
+        calls.append(partial(add_all_inner_products, numbers(rows), length, kind, gramian))
     else:
-        rows = rows[..., :length].double()
-        gramian += torch.bmm(rows, rows.mT).sum(dim=0)
+        calls.append(partial(_add_by_library, rows[..., :length], torch.from_numpy(gramian)))
+
+
+def _add_by_library(rows: Float[Tensor, "E K _"], gramian: Float[Tensor, "K K"]) -> None:
+    rows = rows.double()
+    gramian += torch.bmm(rows, rows.mT).sum(dim=0)
 
 
 def _room_for_weighted_sums(
@@ -238,8 +263,9 @@ def weighted_sums(
     sums: Sequence[Float[Tensor, "_ K _"]],
     inputs: Sequence[int],
     own: Sequence[bool],
-) -> list[Tensor]:
-    """Return the weighted sums of several layers' J and of their biases' gradients, in one call.
+    results: list[Tensor],
+) -> Callable[[], object]:
+    """Write the weighted sums of several layers' J and of their biases' gradients, in one call.
 
     Args:
         weights: One per task.
@@ -248,20 +274,15 @@ def weighted_sums(
         inputs: How many each layer has.
         own: Whether each layer's weight goes on with a row for each task, whose gradient is that of
             the bias.
-
-    Returns:
-        For each layer the sum for its weight, ``(E, I, D)`` or ``(E, I + K, D)``, and for its bias,
-        ``(E, 1, D)``.
+        results: For each layer the sum for its weight, ``(E, I, D)`` or ``(E, I + K, D)``, and for
+            its bias, ``(E, 1, D)``.
     """
-    results = _room_for_weighted_sums(weights, rows, sums, inputs, own)
+    del own  # which the results tell
+    calls = dispatch.InTurn()
     layers = zip(rows, sums, inputs, results[::2], results[1::2], strict=True)
     for spaced, each, count, of_weight, of_bias in layers:
-        weigh(
-            weights.numpy(),
-            numbers(spaced),
-            count * each.shape[-1],
-            each.contiguous().numpy(),
-            of_weight.flatten(1).numpy(),
-            of_bias.flatten(1).numpy(),
-        )
-    return results
+        length, each = count * each.shape[-1], calls.contiguous(each)
+        given = weights.numpy(), numbers(spaced), length, each.numpy()
+        out = of_weight.flatten(1).numpy(), of_bias.flatten(1).numpy()
+        calls.append(partial(weigh, *given, *out))
+    return calls

@@ -276,7 +276,7 @@ def add_gramian_of_columns(
     rows = np.empty((E, K, I), np.float32)
     for e in range(E):
         sum_columns(inputs[e % own], errors[e], rows[e])
-    add_all_inner_products(rows, I, np.empty(LEFT * RIGHT, np.float32), gramian)
+    add_all_inner_products(rows, I, np.empty(0, np.float32), gramian)
 
 
 @_kernel
@@ -308,7 +308,7 @@ def add_gramian_of_sums(
     use_widest_vectors()
     sums = carray(at(address), sizes, np.float32)
     E, K, D = sizes
-    add_all_inner_products(sums, D, np.empty(LEFT * RIGHT, np.float32), gramian)
+    add_all_inner_products(sums, D, np.empty(0, np.float32), gramian)
     if own:
         for e in range(E):
             for k in range(K):

@@ -8,7 +8,8 @@ to a product's rows while they are at hand, and what enters a product is rounded
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,12 +69,12 @@ def takes(inputs: Tensor, multiplications: int, dtype: torch.dtype, *others: tor
     return multiplications > 0 and (is_small or torch.get_num_threads() <= THREADS)
 
 
-def _sets(inputs: Tensor) -> tuple[Tensor, int]:
+def _sets(calls: dispatch.InTurn, inputs: Tensor) -> tuple[Tensor, int]:
     """Return inputs one after the other, and how many there are: one if all networks' are one."""
     sets = inputs.shape[0]
     if sets > 1 and inputs.stride(0) == 0:
         inputs, sets = inputs[:1], 1
-    return inputs.contiguous(), sets
+    return calls.contiguous(inputs), sets
 
 
 def _room_for_results(
@@ -118,7 +119,8 @@ def apply(
     relus: Sequence[bool],
     keep: str,
     dtype: torch.dtype,
-) -> list[Tensor]:
+    room: list[Tensor],
+) -> Callable[[], object]:
     """Apply layers of E networks, one after the other; see `mtrl.layers.chain`.
 
     Args:
@@ -131,14 +133,12 @@ def apply(
         relus: Whether a ReLU follows.
         keep: `NOTHING`, `FOR_INPUTS` or `ALL`.
         dtype: Of the last results. Others are bf16.
-
-    Returns:
-        The last results; then what is kept, see `kept`.
+        room: For the last results; then for what is kept, see `kept`.
     """
-    room = _room_for_results(inputs, weights, biases, norms, relus, keep, dtype)
-    given, sets = _sets(inputs)
-    weights = [weight.contiguous() for weight in weights]
-    biases = [bias.contiguous() for bias in biases]
+    calls = dispatch.InTurn()
+    given, sets = _sets(calls, inputs)
+    weights = [calls.contiguous(weight) for weight in weights]
+    biases = [calls.contiguous(bias) for bias in biases]
     E, K, B, I = inputs.shape  # noqa: E741
     results, rows, inverses = kept(room, norms, keep)
     of_norms = itertools.count(_address(inverses), E * K * B * 4)
@@ -147,8 +147,10 @@ def apply(
         numbers += (*weight.shape[1:], norms[n], relus[n], weight.data_ptr(), bias.data_ptr())
         numbers += (_address(results[n]), _address(rows[n]), next(of_norms) if norms[n] else 0)
     kinds, sizes = (_TYPES[given.dtype], _TYPES[dtype]), (E, K, B, I, sets)
-    forward(CONFIGURATION, *kinds, given.data_ptr(), sizes, np.array(numbers))
-    return room
+    calls.append(
+        partial(forward, CONFIGURATION, *kinds, given.data_ptr(), sizes, np.array(numbers))
+    )
+    return calls
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -158,7 +160,7 @@ def _address(tensor: Tensor | None) -> int:
 def kept(
     found: Sequence[Tensor], norms: Sequence[bool], keep: str
 ) -> tuple[list[Tensor | None], list[Tensor | None], Tensor | None]:
-    """Sort what `apply` has returned.
+    """Sort what `apply` has found.
 
     Args:
         found: That.
@@ -214,28 +216,27 @@ def go_back(
     keep: str,
     inputs: int,
     dtype: torch.dtype,
-) -> list[Tensor]:
-    """Return the gradients of inputs, and of each layer's products, rounded, with their sums.
+    room: list[Tensor],
+) -> Callable[[], object]:
+    """Find the gradients of inputs, and of each layer's products, rounded, with their sums.
 
     Args:
         gradient: Of the last results.
-        found: What `apply` returned.
+        found: What `apply` has found.
         weights: As they were given to it.
         norms: The same.
         relus: The same.
         keep: The same, but not `NOTHING`. With `ALL`, gradients of products are asked for.
         inputs: How many of the inputs' gradients are asked for: I, or 0.
         dtype: Of these.
-
-    Returns:
-        The gradients of inputs, if asked for; then, with `ALL`, the sums over tasks' rows of each
-        layer, ``(E, K, D)``, and the gradients of products, ``(E, K, B, D)``, of each but a last
-        one of one column, whose are `gradient`.
+        room: For the gradients of inputs, if asked for; then, with `ALL`, for the sums over tasks'
+            rows of each layer, ``(E, K, D)``, and the gradients of products, ``(E, K, B, D)``, of
+            each but a last one of one column, whose are `gradient`.
     """
-    room = _room_for_gradients(gradient, found, weights, norms, relus, keep, inputs, dtype)
-    given = gradient.contiguous()
-    found = [each.contiguous() for each in found]
-    weights = [weight.contiguous() for weight in weights]
+    calls = dispatch.InTurn()
+    given = calls.contiguous(gradient)
+    found = [calls.contiguous(each) for each in found]
+    weights = [calls.contiguous(weight) for weight in weights]
     left = iter(room)
     of_inputs = next(left).data_ptr() if inputs > 0 else 0
     sums = [next(left).data_ptr() if keep == ALL else 0 for _ in weights]
@@ -249,16 +250,11 @@ def go_back(
         errors = next(left).data_ptr() if keep == ALL and D > 1 else 0
         numbers += (J, D, norms[n], relus[n], weight.data_ptr(), reference)
         numbers += (next(of_norms) if norms[n] else 0, errors, sums[n])
-    backward(
-        CONFIGURATION,
-        _TYPES[given.dtype],
-        _TYPES[torch.bfloat16 if norms[-1] else found[0].dtype],
-        _TYPES[dtype],
-        (given.data_ptr(), of_inputs),
-        (E, K, B, inputs),
-        np.array(numbers),
-    )
-    return room
+    of_last = torch.bfloat16 if norms[-1] else found[0].dtype
+    kinds = _TYPES[given.dtype], _TYPES[of_last], _TYPES[dtype]
+    addresses, sizes = (given.data_ptr(), of_inputs), (E, K, B, inputs)
+    calls.append(partial(backward, CONFIGURATION, *kinds, addresses, sizes, np.array(numbers)))
+    return calls
 
 
 def _room_for_gramian(
@@ -277,31 +273,36 @@ def gramian(
     errors: Sequence[Float[Tensor, "E K B _"]],
     sums: Sequence[Float[Tensor, "E K _"]],
     own: Sequence[bool],
-) -> Float[Tensor, "K K"]:
-    """Return the inner products of tasks' gradients, summed over networks, layers and parameters.
+    room: Float[Tensor, "K K"],
+) -> Callable[[], object]:
+    """Find the inner products of tasks' gradients, summed over networks, layers and parameters.
 
     Args:
         inputs: As of `TaskBlocks`, of each layer.
         errors: The same: bf16, but for one column.
         sums: The gradients of its bias.
         own: Whether they are also those of a row of the weight that is each task's own.
+        room: For these.
     """
     K = sums[0].shape[1]
-    result = np.zeros((K, K))
+    result = np.empty((K, K))
+    calls = dispatch.InTurn([partial(result.fill, 0)])
     for each, of_each, of_bias, has_own_row in zip(inputs, errors, sums, own, strict=True):
-        given, sets = _sets(each)
-        of_each, of_bias = of_each.contiguous(), of_bias.contiguous()
+        given, sets = _sets(calls, each)
+        of_each, of_bias = calls.contiguous(of_each), calls.contiguous(of_bias)
         (E, _, B, I), D = each.shape, of_each.shape[-1]  # noqa: E741
         addresses, kind = (given.data_ptr(), of_each.data_ptr()), _TYPES[given.dtype]
         if D == 1:
-            add_gramian_of_columns(kind, addresses, (E, K, B, I, sets), result)
+            given_columns = kind, addresses, (E, K, B, I, sets), result
+            calls.append(partial(add_gramian_of_columns, *given_columns))
         else:
             way = add_gramian_of_rows if rows_are_cheaper(K, B, I, D) else add_gramian_of_factors
-            way(CONFIGURATION, kind, addresses, (E, K, B, I, D, sets), result)
-        add_gramian_of_sums(of_bias.data_ptr(), (E, K, D), has_own_row, result)
-    room = _room_for_gramian(inputs, errors, sums, own)
-    write_gramian(result, room.data_ptr())
-    return room
+            given_rows = kind, addresses, (E, K, B, I, D, sets), result
+            calls.append(partial(way, CONFIGURATION, *given_rows))
+        of_sums = of_bias.data_ptr(), (E, K, D), has_own_row, result
+        calls.append(partial(add_gramian_of_sums, *of_sums))
+    calls.append(partial(write_gramian, result, room.data_ptr()))
+    return calls
 
 
 def rows_are_cheaper(K: int, B: int, I: int, D: int) -> bool:  # noqa: E741
@@ -328,18 +329,20 @@ def weighted_gradients(
     weights: Float[Tensor, " K"],
     inputs: Sequence[Float[Tensor, "E K B _"]],
     errors: Sequence[Float[Tensor, "E K B _"]],
-) -> list[Tensor]:
-    """Return the weighted sums of tasks' gradients, ``(E, I, D)``, of each layer."""
-    weights = weights.float().contiguous()
-    room = _room_for_sums(weights, inputs, errors)
+    room: list[Tensor],
+) -> Callable[[], object]:
+    """Find the weighted sums of tasks' gradients, ``(E, I, D)``, of each layer."""
+    calls = dispatch.InTurn()
+    weights = calls.contiguous(weights, torch.float32)
     for each, of_each, result in zip(inputs, errors, room, strict=True):
-        given, sets = _sets(each)
-        of_each = of_each.contiguous()
+        given, sets = _sets(calls, each)
+        of_each = calls.contiguous(of_each)
         (E, K, B, I), D = each.shape, of_each.shape[-1]  # noqa: E741
         tensors = given, of_each, weights, result
         addresses, kind = tuple([tensor.data_ptr() for tensor in tensors]), _TYPES[given.dtype]
         if D == 1:
-            weighted_columns(kind, addresses, (E, K, B, I, sets))
+            calls.append(partial(weighted_columns, kind, addresses, (E, K, B, I, sets)))
         else:
-            weighted_product(CONFIGURATION, kind, addresses, (E, K, B, I, D, sets))
-    return room
+            sizes = (E, K, B, I, D, sets)
+            calls.append(partial(weighted_product, CONFIGURATION, kind, addresses, sizes))
+    return calls

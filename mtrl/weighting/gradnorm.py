@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,17 +192,18 @@ def _learn_in_one_call(
     state: list[Tensor],
     alpha: float,
     learning_rate: float,
-) -> None:
+) -> Callable[[], object]:
     """Do what `GradNorm._learn` does: on a CPU, calls are what costs, not what they do."""
+    given = gramian.numpy(), losses.numpy()
     weights, initial, first, second, steps = (tensor.numpy() for tensor in state)
-    given = gramian.double().numpy(), losses.double().numpy()
-    _learn(*given, weights, initial, first, second, steps, alpha, learning_rate)
+    options = alpha, learning_rate
+    return functools.partial(_learn, *given, weights, initial, first, second, steps, *options)
 
 
 @_kernel
 def _learn(
-    gramian: NDArray[np.float64],
-    losses: NDArray[np.float64],
+    gramian: NDArray[Any],
+    of_tasks: NDArray[Any],
     weights: NDArray[np.float32],
     initial_losses: NDArray[np.float32],
     first_moment: NDArray[np.float32],
@@ -209,9 +213,10 @@ def _learn(
     learning_rate: float,
 ) -> None:
     K = len(weights)
+    losses = of_tasks.astype(np.float64)
     norms, ratios, gradient = np.empty(K), np.empty(K), np.empty(K)
     for k in range(K):
-        squared = gramian[k, k]
+        squared = np.float64(gramian[k, k])
         norms[k] = np.sqrt(0.0 if squared < 0 else squared)  # NaN stays
         if not (np.isfinite(norms[k]) and np.isfinite(losses[k])):
             return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -116,20 +118,20 @@ def _room_for_coefficients(
 
 @dispatch.operator("(Tensor gramian, Tensor order) -> Tensor", _room_for_coefficients)
 def _project_one_by_one(
-    gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]
-) -> Float64[Tensor, "K K"]:
-    coefficients = torch.zeros(gramian.shape, dtype=torch.float64)
-    _walk(gramian.double().numpy(), order.numpy(), coefficients.numpy())
-    return coefficients
+    gramian: Float[Tensor, "K K"],
+    order: Int[Tensor, "K M"],
+    coefficients: Float64[Tensor, "K K"],
+) -> Callable[[], object]:
+    return functools.partial(_walk, *(each.numpy() for each in (gramian, order, coefficients)))
 
 
 @_kernel
-def _walk(
-    gramian: NDArray[np.float64], order: NDArray[np.int64], coefficients: NDArray[np.float64]
-) -> None:
+def _walk(given: NDArray[Any], order: NDArray[np.int64], coefficients: NDArray[np.float64]) -> None:
     """Project as the paper has it, one task after the other: on a CPU, calls are what costs."""
-    K = len(gramian)
+    K = len(given)
+    gramian = given.astype(np.float64)
     clean, inverse = np.zeros((K, K)), np.zeros(K)
+    coefficients[:] = 0
     for i in range(K):
         if np.isfinite(gramian[i, i]):
             coefficients[i, i] = 1.0

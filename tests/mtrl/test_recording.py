@@ -1,0 +1,212 @@
+"""What a compiled function has done once is done again, on memory that it shares with nothing."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import agents  # noqa: F401 - and with it all operations of ours
+from mtrl import dispatch
+from mtrl.amx import instructions
+from mtrl.compiled import Compiled
+from mtrl.recording import ALIGNMENT, Recording, arrange
+from mtrl.seeding import make_generator
+from mtrl.stored import Stored
+
+# Every step of torch's compiler is told to this logger, and pytest keeps it all.
+logging.getLogger("torch.__trace").setLevel(logging.WARNING)
+
+
+@given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 9), st.integers(0, 9)), max_size=25))
+def test_what_is_needed_at_the_same_time_lies_apart(needs):
+    needs.sort(key=lambda need: need[1])
+    lasting = {n: (size, first, first + more) for n, (size, first, more) in enumerate(needs)}
+    places, total = arrange(lasting)
+    ends = {n: places[n] + size for n, (size, *_) in lasting.items()}
+    assert total == max((-(-end // ALIGNMENT) * ALIGNMENT for end in ends.values()), default=0)
+    for a, (_, first, last) in lasting.items():
+        assert places[a] % ALIGNMENT == 0
+        for b, (_, other_first, other_last) in lasting.items():
+            if a < b and first <= other_last and other_first <= last:
+                assert ends[a] <= places[b] or ends[b] <= places[a]
+
+
+def test_what_is_needed_one_after_the_other_shares_a_place():
+    places, total = arrange({n: (64, n, n + 1) for n in range(4)})
+    assert total == 128
+    assert places[0] == places[2] == 0
+
+
+class Update:
+    """Draws, sorts, multiplies, calls operations of ours, and changes what it began with."""
+
+    def __init__(self):
+        self.generator = make_generator(0, "recording")
+        self.weight = torch.eye(4) / 2
+        self.total = torch.zeros(4)
+
+    def __call__(self):
+        drawn = torch.randn(4, 4, generator=self.generator)
+        product = (drawn + 1) @ self.weight
+        order = product.argsort(dim=1)
+        self.total += product.sum(dim=0)
+        self.weight += product.gather(1, order) / 100
+        norms = torch.nn.utils.get_total_norm([self.weight, product])
+        return {"norms": norms, "order": order, "product": product, "kept": self.total}
+
+
+def test_it_is_the_function_to_the_bit():
+    recorded, called = Update(), Update()
+    repeats, calls = Compiled(recorded), Compiled(called)
+    for number in range(5):
+        metrics, expected = repeats(), calls()
+        torch.testing.assert_close(metrics, expected, rtol=0, atol=0)
+        torch.testing.assert_close(recorded.weight, called.weight, rtol=0, atol=0)
+        if number == 0:
+            assert repeats._recording.is_complete
+            calls._recording.is_complete = False  # from now on it is called
+    assert metrics["norms"].data_ptr() == repeats()["norms"].data_ptr()
+
+
+def test_what_cannot_be_recorded_is_called():
+    """As where a later version of torch keeps what it has compiled elsewhere."""
+    total = torch.zeros(3)
+
+    def function(step):
+        total.add_(step)
+        return (total * 2,)
+
+    recording = Recording(function, [torch.ones(3)])
+    assert not recording.is_complete
+    assert recording.first_results[0].tolist() == [2] * 3
+    assert recording()[0].tolist() == [4] * 3
+
+
+def _rows_of_task_gradients(K=3, B=4):
+    inputs = [torch.randn(2, K, B, 5), torch.randn(2, K, B, 7)]
+    errors = [torch.randn(2, K, B, 7), torch.randn(2, K, B, 1)]
+    sums = [torch.randn(2, K, 7), torch.randn(2, K, 1)]
+    return inputs, errors, sums, [True, False]
+
+
+def _weighted(K=3):
+    given = _rows_of_task_gradients(K)
+    rows, _ = dispatch.operators["rows_and_gramian"](*given)
+    return torch.rand(K), rows, given[2], [5, 7], given[3]
+
+
+def _moments():
+    state = [[torch.rand(3, 2), torch.rand(4)] for _ in range(4)]
+    steps = [torch.ones(()), torch.ones(())]
+    return *state, steps, torch.tensor(0.1, dtype=torch.float64), 0.9, 0.999, 1e-5, None
+
+
+def _gradnorm():
+    return torch.eye(3) * 2, torch.rand(3), [*(torch.rand(3) for _ in range(4)), torch.ones(())]
+
+
+def _replay():
+    stored = Stored.allocate(6, 3, 5, 2, "cpu")
+    drawn, window = torch.randint(9, (3, 4)), torch.tensor([[2, 0, 4], [3, 6, 1]])[..., None]
+    return stored.observations, stored.records, stored.starts, drawn, window
+
+
+LAYERS = [torch.randn(2, 8, 6), torch.randn(2, 6, 1)], [True, False], [True, False], "all"
+
+
+def _layers(inputs):
+    weights, *options = LAYERS
+    biases = [torch.randn(2, 1, weight.shape[-1]) for weight in weights]
+    return inputs, weights, biases, *options, torch.float32
+
+
+def _way_back(gradient):
+    weights, *options = LAYERS
+    found = dispatch.operators["apply"](*_layers(torch.randn(2, 3, 4, 5)))
+    return gradient, found, weights, *options, 5, torch.float32
+
+
+def _in_bf16(inputs, errors, sums, own):
+    narrow = [each.bfloat16() if each.shape[-1] > 1 else each for each in errors]
+    return inputs, narrow, sums, own
+
+
+OPERATIONS = {
+    "rows_and_gramian": _rows_of_task_gradients,
+    "weighted_sums": _weighted,
+    "multiply_rows_that_count": lambda: (
+        torch.randn(2, 6, 5).relu(),
+        torch.randn(2, 5, 3),
+        torch.float32,
+    ),
+    "multiply_thin": lambda: (torch.randn(2, 6, 5).bfloat16(), torch.randn(2, 5, 1), torch.float32),
+    "sum_up": lambda: (torch.randn(2, 3, 4, 5),),
+    "summary": lambda: (torch.randn(3, 3),),
+    "project_one_by_one": lambda: (torch.randn(3, 3), torch.tensor([[1, 2], [2, 0], [0, 1]])),
+    "learn_in_one_call": lambda: (*_gradnorm(), 0.5, 0.1),
+    "adam": _moments,
+    "read_rows": _replay,
+}
+IN_TILES = {
+    "apply": lambda: _layers(torch.randn(2, 3, 4, 5)),
+    "go_back": lambda: _way_back(torch.randn(2, 3, 4, 1)),
+    "gramian": lambda: _in_bf16(*_rows_of_task_gradients()),
+    "weighted_gradients": lambda: (torch.rand(3), *_in_bf16(*_rows_of_task_gradients())[:2]),
+}
+
+
+needs_tiles = pytest.mark.skipif(not instructions.available(), reason="the processor has no tiles")
+
+
+def test_all_operations_are_tested():
+    assert dispatch.operators.keys() == OPERATIONS.keys() | IN_TILES.keys()
+
+
+def _is_several(value):
+    return isinstance(value, (list, tuple))
+
+
+def _all_tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for each in value for tensor in _all_tensors(each)] if _is_several(value) else []
+
+
+def _mapped(value, change):
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    return type(value)(_mapped(v, change) for v in value) if _is_several(value) else value
+
+
+def _in_pieces(tensor):
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1) if tensor.dim() > 1 else tensor
+
+
+@pytest.mark.parametrize("layout", [torch.Tensor.clone, _in_pieces], ids=["whole", "in pieces"])
+@pytest.mark.parametrize(
+    "name",
+    [*OPERATIONS, *(pytest.param(name, marks=needs_tiles) for name in IN_TILES)],
+)
+def test_a_prepared_operation_reads_what_is_there_when_it_is_called(name, layout):
+    if layout is _in_pieces and name in ("adam", "weighted_sums", "read_rows"):
+        pytest.skip("what it is given was allocated in one piece")
+    operator, args = dispatch.operators[name], (OPERATIONS | IN_TILES)[name]()
+    args = _mapped(args, layout)
+    results = None if operator.room is None else operator.room(*args)
+    call = operator.prepared(args, results)
+    for _ in range(2):
+        for tensor in _all_tensors(args):
+            if tensor.dtype.is_floating_point and tensor.dim() > 0:
+                tensor.copy_(torch.rand(tensor.shape))
+        expected_args = _mapped(args, torch.clone)
+        expected = operator.straight(*expected_args)
+        call()
+        whole = [t for t in _all_tensors(results) if name != "rows_and_gramian" or t.dim() == 2]
+        wanted = [t for t in _all_tensors(expected) if name != "rows_and_gramian" or t.dim() == 2]
+        torch.testing.assert_close(whole, wanted, rtol=1e-6, atol=1e-6)
+        args_after = _all_tensors(args), _all_tensors(expected_args)
+        torch.testing.assert_close(*args_after, rtol=0, atol=0)
