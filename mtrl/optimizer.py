@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from . import dispatch
+from .compiler import Compiler, use_widest_vectors
 from .gradients import Tape, combine, gramian, jacobian
 from .metrics import conflict_metrics, is_finite
 from .state_tree import require_form
 from .types import State, Weighting
+
+AT_ONCE = 4096
+"""Squares that are added up before their sum goes on in float64."""
+
+_kernel = Compiler("optimizer", Path(__file__)).vectorised_kernel
 
 
 class MultiTaskOptimizer:
@@ -85,7 +97,7 @@ class MultiTaskOptimizer:
         G = gramian(J) if self._finds_gramian else None
         weights = self.weighting(G, (losses if rates is None else rates).detach())
         gradient = combine(weights, J)
-        norm = torch.nn.utils.get_total_norm(gradient.values())
+        norm = total_norm(list(gradient.values()))
         finite = is_finite(norm) if G is None else is_finite(norm) & is_finite(G).all()
         for parameter in self._parameters.values():
             parameter.grad = gradient[parameter]
@@ -152,6 +164,45 @@ class MultiTaskOptimizer:
         for name, parameter in self._parameters.items():
             restore_adam(self._adam, parameter, state["adam"][name])
         self._skipped.copy_(state["skipped"])
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """Return the Euclidean norm of all numbers in these."""
+    if dispatch.has_operators(gradients[0]):
+        return _total_norm(gradients)
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def _room_for_norm(gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
+    return gradients[0].new_empty(())
+
+
+@dispatch.operator("(Tensor[] gradients) -> Tensor", _room_for_norm)
+def _total_norm(gradients: Sequence[Tensor], norm: Float[Tensor, ""]) -> Callable[[], object]:
+    calls, total = dispatch.InTurn(), np.zeros(1)
+    for gradient in gradients:
+        array = calls.contiguous(gradient).flatten().numpy()
+        calls.append(functools.partial(_add_squares, array, total))
+    calls.append(functools.partial(_take_root, total, norm.numpy()))
+    return calls
+
+
+@_kernel
+def _add_squares(numbers: NDArray[Any], total: NDArray[np.float64]) -> None:
+    """Add the squares of numbers, some of which at a time are added up in their own type."""
+    use_widest_vectors()
+    for first in range(0, len(numbers), AT_ONCE):
+        some = numbers[first : first + AT_ONCE]
+        squares = some[0] * some[0]
+        for n in range(1, len(some)):
+            squares += some[n] * some[n]
+        total[0] += squares
+
+
+@_kernel
+def _take_root(total: NDArray[np.float64], norm: NDArray[Any]) -> None:
+    norm[()] = np.sqrt(total[0])
+    total[0] = 0
 
 
 def adam_state(adam: torch.optim.Adam, parameter: Tensor) -> State:

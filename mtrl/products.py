@@ -25,7 +25,7 @@ SHAPES = 16
 """Rows that are left are filled up to one of so many numbers of rows, since the library prepares
 itself for each number that it meets, which takes longer than the product."""
 
-LARGE = 80_000_000
+LARGE = 40_000_000
 """Multiplications in a product from which on looking for rows of zeros takes less than it saves."""
 
 LARGE_IF_THIN = 500_000
@@ -109,24 +109,56 @@ def _multiply_rows_that_count(
     left: Tensor, right: Tensor, dtype: torch.dtype, result: Tensor
 ) -> Callable[[], object]:
     del dtype  # which is the result's
-    return functools.partial(_multiply_packed, left, right, result)
+    calls = dispatch.InTurn()
+    calls.append(_MultiplyPacked(calls.contiguous(left), right, result))
+    return calls
 
 
-def _multiply_packed(left: Tensor, right: Tensor, result: Tensor) -> None:
-    (E, R, _), dtype = left.shape, result.dtype
-    left = left.contiguous()
-    places, counts = np.empty((E, R), np.int64), np.empty(E, np.int64)
-    _find(numbers(left), places, counts)
-    if counts.sum() > WORTH_PACKING * E * R:
-        result.copy_(multiply(left, right, dtype))
-        return
-    packed = torch.empty_like(left)
-    step = -(-R // SHAPES)
-    for e, count in enumerate(counts.tolist()):
-        some, multiplied = slice(e, e + 1), min(R, -(-count // step) * step)
-        _pack(numbers(left[e]), places[e, :count], numbers(packed[e, :multiplied]))
-        product = multiply(packed[some, :multiplied], right[some], dtype)
-        _unpack(numbers(product[0]), places[e, :count], numbers(result[e]))
+class _MultiplyPacked:
+    """Packs rows that are not zeros, multiplies them, and writes what comes of them in its place.
+
+    Between two kernels a product is called, and as little as can be of anything else: beside what
+    is compiled, code that runs once in an update costs ten times of what it does in a loop.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor, result: Tensor) -> None:
+        self._given = left, right, result
+        E, R, _ = left.shape
+        packed = torch.empty_like(left)
+        self._arrays = numbers(left), numbers(packed), np.empty((E, R), np.int64)
+        self._result, self._counts = numbers(result), np.empty(E, np.int64)
+        self._most, self._step = WORTH_PACKING * E * R, -(-R // SHAPES)
+        self._packed, self._parts = packed, dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]]()
+
+    def __call__(self) -> None:
+        left, right, result = self._given
+        _find_and_pack(*self._arrays, self._counts, self._step)
+        counts = self._counts.tolist()
+        if sum(counts) > self._most:
+            result.copy_(multiply(left, right, result.dtype))
+            return
+        for e, count in enumerate(counts):
+            if count > 0:
+                _multiply_into(*self._part(e, -(-count // self._step)))
+        _unpack(self._result, self._arrays[-1], self._counts)
+
+    def _part(self, e: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is multiplied of a network, and where to: looked up, as it comes again."""
+        if (e, steps) not in self._parts:
+            _, right, result = self._given
+            rows = steps * self._step  # or what there are
+            self._parts[e, steps] = self._packed[e, :rows], right[e], result[e, :rows]
+        return self._parts[e, steps]
+
+
+def _multiply_into(
+    left: Float[Tensor, "R I"], right: Float[Tensor, "I D"], out: Float[Tensor, "R D"]
+) -> None:
+    is_emulated = left.dtype == torch.bfloat16 and not has_bf16(left.device)
+    if is_emulated or not left.dtype == right.dtype == out.dtype:
+        out.copy_(multiply(left.unsqueeze(0), right.unsqueeze(0), out.dtype)[0])
+    else:
+        torch.mm(left, right, out=out)
 
 
 def _is_thin(left: Tensor, right: Tensor) -> bool:
@@ -176,50 +208,50 @@ def _outer(left: NDArray[Any], right: NDArray[Any], result: NDArray[Any]) -> Non
 
 
 @_kernel
-def _find(rows: NDArray[Any], places: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-    """Write where the rows are that are not all zeros, of each network, and how many."""
+def _find_and_pack(
+    rows: NDArray[Any],
+    packed: NDArray[Any],
+    places: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    step: int,
+) -> None:
+    """Write where each network's rows are that are not all zeros, how many they are, and them.
+
+    They are filled up with rows of zeros to a multiple of `step`, if there are as many.
+    """
     use_widest_vectors()
     E, R, I = rows.shape  # noqa: E741
     for e in range(E):
         count = 0
         for r in range(R):
-            row, total = rows[e, r], np.float32(0)
+            row, out, total = rows[e, r], packed[e, count], np.float32(0)
             for i in range(I):
+                out[i] = row[i]
                 total += abs(read(row[i]))
             if not total == 0:  # noqa: SIM201 - NaN counts
                 places[e, count] = r
                 count += 1
         counts[e] = count
+        for r in range(count, min(R, -(-count // step) * step)):
+            for i in range(I):
+                packed[e, r, i] = 0
 
 
 @_kernel
-def _pack(rows: NDArray[Any], places: NDArray[np.int64], packed: NDArray[Any]) -> None:
-    """Write the rows of these places, one after the other, and rows of zeros after them."""
+def _unpack(rows: NDArray[Any], places: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+    """Move each network's first rows to their places, and write zeros to the others."""
     use_widest_vectors()
-    for number in range(len(packed)):
-        out = packed[number]
-        if number < len(places):
-            row = rows[places[number]]
-            for i in range(len(out)):
-                out[i] = row[i]
-        else:
-            for i in range(len(out)):
-                out[i] = 0
-
-
-@_kernel
-def _unpack(rows: NDArray[Any], places: NDArray[np.int64], result: NDArray[Any]) -> None:
-    """Write the rows to their places, and zeros to the others."""
-    use_widest_vectors()
-    R, D = result.shape
-    number = 0
-    for r in range(R):
-        out = result[r]
-        if number < len(places) and places[number] == r:
-            row = rows[number]
-            for d in range(D):
-                out[d] = row[d]
-            number += 1
-        else:
-            for d in range(D):
-                out[d] = 0
+    E, R, D = rows.shape
+    for e in range(E):
+        number = counts[e] - 1
+        for r in range(R - 1, -1, -1):  # from the end: what is overwritten has been moved
+            out = rows[e, r]
+            if number >= 0 and places[e, number] == r:
+                row = rows[e, number]
+                if number < r:
+                    for d in range(D):
+                        out[d] = row[d]
+                number -= 1
+            else:
+                for d in range(D):
+                    out[d] = 0

@@ -148,6 +148,8 @@ OPERATIONS = {
     "summary": lambda: (torch.randn(3, 3),),
     "project_one_by_one": lambda: (torch.randn(3, 3), torch.tensor([[1, 2], [2, 0], [0, 1]])),
     "learn_in_one_call": lambda: (*_gradnorm(), 0.5, 0.1),
+    "order_others": lambda: (torch.rand(5, 5),),
+    "total_norm": lambda: ([torch.randn(2, 3), torch.randn(4)],),
     "adam": _moments,
     "read_rows": _replay,
 }
