@@ -170,14 +170,14 @@ class _Watch(TorchDispatchMode):
         """Return a function that does the same and notes it."""
 
         def noted(*args: Any, **kwargs: Any) -> Any:
+            is_ours = isinstance(function, dispatch.Operator)
             self._is_inside = True
-            straight = function.straight if isinstance(function, dispatch.Operator) else function
-            results = straight(*args, **kwargs)
+            results = (function.straight if is_ours else function)(*args, **kwargs)
             self._is_inside = False
             known = {_storage(tensor) for tensor in _tensors((args, kwargs))}
             made = [tensor for tensor in _tensors(results) if _storage(tensor) not in known]
-            if made and len(made) < len(list(_tensors(results))):
-                self._has_missed_something = True  # it would be copied over what it is a view of
+            if not is_ours and 0 < len(made) < len(list(_tensors(results))):
+                self._has_missed_something = True  # a view would be copied over what it is one of
             for tensor in made:
                 self._note_memory(tensor, len(self.steps))
             self.steps.append(_Step(function, args, kwargs, results, made))
