@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -39,11 +40,11 @@ class Compiled:
 
     An update of small networks is a thousand calls from Python into torch, which take as long as
     what they compute, and each reads from memory what the one before has just written. Compiled,
-    it is one call, and what belongs together stays in the processor's registers and caches.
+    it is some sixty calls, and what belongs together stays in the processor's registers and caches.
 
     What is compiled are the operations that a CUDA graph would repeat (`mtrl.graph.Updates`), and
     the terms are the same: static shapes, no question to the device, state that stays in its
-    memory. Two things differ from a recording. To see the operations the update is rehearsed, and
+    memory. Two things differ from capturing one. To see the operations the update is rehearsed, and
     all that the rehearsal wrote or drew is undone, so that the first update that counts is a
     compiled one. And what an update draws at random is drawn by torch, in the update's order,
     before each call. Results equal the update's own to rounding, in bf16 to that of bf16.
@@ -77,9 +78,10 @@ class Compiled:
         self._names = names
         graph, self._inputs = _lift_tensors(traced)
         places = {_place(tensor): number for number, tensor in enumerate(self._inputs)}
-        self._draws = [(places[_place(drawn)], draw) for draw, drawn in rehearsal.draws]
-        self._function = _compile(graph, self._inputs)
-        self._recording: Recording | None = None
+        self._draws = [
+            _into(draw, self._inputs[places[_place(drawn)]]) for draw, drawn in rehearsal.draws
+        ]
+        self._function = Recording(*_compile(graph, self._inputs))
 
     def __call__(self) -> dict[str, Tensor]:
         """Take one update.
@@ -87,15 +89,10 @@ class Compiled:
         Returns:
             Its metrics, which the next call overwrites.
         """
-        for number, draw in self._draws:
-            self._inputs[number].copy_(draw())
         with torch.no_grad():
-            if self._recording is None:
-                self._recording = Recording(self._function, self._inputs)
-                results = self._recording.first_results
-            else:
-                results = self._recording()
-        return dict(zip(self._names, results, strict=True))
+            for draw in self._draws:
+                draw()
+            return dict(zip(self._names, self._function(*self._inputs), strict=True))
 
 
 def compiler_version() -> str:
@@ -134,7 +131,7 @@ class _Rehearsal(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.draws: list[tuple[Callable[[], Tensor], Tensor]] = []
+        self.draws: list[tuple[functools.partial[Tensor], Tensor]] = []
         self._written: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
 
@@ -205,6 +202,16 @@ def _lift_tensors(traced: GraphModule) -> tuple[GraphModule, list[Tensor]]:
     return GraphModule(torch.nn.Module(), graph), inputs
 
 
+def _into(draw: functools.partial[Tensor], place: Tensor) -> Callable[[], Tensor]:
+    """Return the same draw to memory that is there, where torch can, and else with a copy."""
+    out = getattr(draw.func.overloadpacket, f"{draw.func._overloadname}_out", None)  # type: ignore[attr-defined]
+    if out is None:
+        return lambda: place.copy_(draw())
+    known = {argument.name for argument in out._schema.arguments}
+    options = {name: value for name, value in draw.keywords.items() if name in known}
+    return functools.partial(out, *draw.args, **options, out=place)
+
+
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """Where and how a tensor lies: the same for a parameter and what it detached to."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
@@ -219,8 +226,13 @@ def _same_memory(tensor: Tensor) -> Tensor:
     return tensor.new_empty(0).set_(storage, offset, tensor.shape, tensor.stride())
 
 
-def _compile(graph: GraphModule, inputs: list[Any]) -> Callable[..., Sequence[Tensor]]:
+def _compile(
+    graph: GraphModule, inputs: list[Any]
+) -> tuple[Callable[..., Sequence[Tensor]], list[ModuleType]]:
+    """Return a function, and the modules that the compiler has written for it."""
     inductor = _torch_compiler()
+    modules = importlib.import_module("torch._inductor.codecache").PyCodeCache.modules
+    before = len(modules)
     _forget_operations()
     options = {
         # Its cache of graphs would be unpickled; machine code is found by its source's digest.
@@ -241,7 +253,7 @@ def _compile(graph: GraphModule, inputs: list[Any]) -> Callable[..., Sequence[Te
         except (inductor.exc.InductorError, inductor.exc.CppCompileError) as error:
             found = _last_line(str(error))
             raise UserError(f"`--compile` failed ({found}): {REMEDY}.") from error
-    return compiled
+    return compiled, modules[before:]
 
 
 @contextlib.contextmanager

@@ -168,7 +168,8 @@ class MultiTaskOptimizer:
 
 def total_norm(gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
     """Return the Euclidean norm of all numbers in these."""
-    if dispatch.has_operators(gradients[0]):
+    has_kernel = gradients and gradients[0].dtype in (torch.float32, torch.float64)
+    if has_kernel and dispatch.has_operators(gradients[0]):
         return _total_norm(gradients)
     return torch.nn.utils.get_total_norm(gradients)
 
@@ -179,7 +180,8 @@ def _room_for_norm(gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
 
 @dispatch.operator("(Tensor[] gradients) -> Tensor", _room_for_norm)
 def _total_norm(gradients: Sequence[Tensor], norm: Float[Tensor, ""]) -> Callable[[], object]:
-    calls, total = dispatch.InTurn(), np.zeros(1)
+    total = np.empty(1)
+    calls = dispatch.InTurn([functools.partial(total.fill, 0)])
     for gradient in gradients:
         array = calls.contiguous(gradient).flatten().numpy()
         calls.append(functools.partial(_add_squares, array, total))
@@ -202,7 +204,6 @@ def _add_squares(numbers: NDArray[Any], total: NDArray[np.float64]) -> None:
 @_kernel
 def _take_root(total: NDArray[np.float64], norm: NDArray[Any]) -> None:
     norm[()] = np.sqrt(total[0])
-    total[0] = 0
 
 
 def adam_state(adam: torch.optim.Adam, parameter: Tensor) -> State:

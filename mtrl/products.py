@@ -110,7 +110,7 @@ def _multiply_rows_that_count(
 ) -> Callable[[], object]:
     del dtype  # which is the result's
     calls = dispatch.InTurn()
-    calls.append(_MultiplyPacked(calls.contiguous(left), right, result))
+    calls.append(_MultiplyPacked(calls.contiguous(left.detach()), right.detach(), result))
     return calls
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -25,43 +25,72 @@ from .pages import prefer_large_pages
 ALIGNMENT = 64
 """Bytes that an allocation begins at a multiple of, as torch's do."""
 
+NOWHERE = 0
+"""Where tensors without numbers lie."""
+
+CHANGE_NOTHING = {
+    *("call", "reinterpret_tensor", "assert_size_stride", "assert_alignment"),
+    *("maybe_profile", "run_intermediate_hooks"),
+}
+"""What the compiler's modules call without any effect on memory. A call by any other name is noted,
+so that one that is new is repeated, too."""
+
+_messages = logging.getLogger("mtrl")
+
 
 class Recording:
-    """Calls a function made by torch's compiler once, and repeats what it did.
+    """A function made by torch's compiler, of which later calls repeat what the first has done.
 
     What a CUDA graph is for a GPU. Everything that is allocated on the way lies in one piece of
-    memory, in which what is used one after the other shares a place.
+    memory, in which what is used one after the other shares a place. In the first call nothing of
+    it is released yet.
 
     Where the function does what cannot be recorded, it is called itself.
 
     Args:
-        function: Made by `torch._inductor.compile`; what it does must not depend on numbers.
-        inputs: Its arguments, which stay where they are.
+        function: Made by `torch._inductor.compile`. Which calls it makes must not depend on the
+            numbers in its arguments.
+        modules: What the compiler has written for it.
 
     Attributes:
-        first_results: What the call returned.
-        is_complete: Whether calls are repeated.
+        is_complete: Whether there was a first call that can be repeated.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> None:
-        self._function, self._inputs = function, inputs
-        watch = _Watch()
-        with watch:
-            self.first_results: Sequence[Tensor] = tuple(function(*inputs))
-        self.is_complete = watch.is_complete(inputs, self.first_results)
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], modules: Sequence[ModuleType]
+    ) -> None:
+        self._function, self._modules = function, modules
+        self._is_new, self.is_complete = True, False
+        self._calls: list[Callable[[], object]] = []
+        self._results: Sequence[Tensor] = ()
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Call it, or do again what it did.
+
+        Args:
+            inputs: Its arguments, the same memory each time.
+
+        Returns:
+            Its results, which the next call overwrites.
+        """
         if self.is_complete:
-            memory = watch.arranged(self.first_results)
-            self._results = tuple(memory.moved(tensor) for tensor in self.first_results)
+            for call in self._calls:
+                call()
+            return self._results
+        if not self._is_new:
+            return self._function(*inputs)
+        watch = _Watch(self._modules)
+        with watch:
+            results = tuple(self._function(*inputs))
+        self._is_new, self.is_complete = False, watch.has_seen_all(inputs, results)
+        if self.is_complete:
+            memory = watch.arranged(results)
+            self._results = tuple(memory.moved(tensor) for tensor in results)
             self._steps = [step.moved(memory) for step in watch.steps]  # calls may hold addresses
             self._calls = [step.prepared() for step in self._steps]
-
-    def __call__(self) -> Sequence[Tensor]:
-        """Do it again; return the results, which the next call overwrites."""
-        if not self.is_complete:
-            return self._function(*self._inputs)
-        for call in self._calls:
-            call()
-        return self._results
+        else:
+            _messages.info("what torch's compiler made cannot be repeated, only called")
+        return results
 
 
 @dataclass
@@ -108,22 +137,26 @@ def _call_and_copy(call: Callable[[], Any], places: Sequence[Tensor]) -> None:
 class _Watch(TorchDispatchMode):
     """While it is entered, notes what a compiled function allocates and calls.
 
+    Args:
+        modules: Where the function is.
+
     Attributes:
         steps: All calls, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[ModuleType]) -> None:
         super().__init__()
         self.steps: list[_Step] = []
+        self._modules = modules
         self._allocated: dict[int, tuple[Tensor, int]] = {}  # by address: and before which step
         self._is_inside = self._has_missed_something = False
-        self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> _Watch:
-        codecache = importlib.import_module("torch._inductor.codecache")
-        for module in codecache.PyCodeCache.modules:
-            self._undo.enter_context(self._instead_of_what_it_calls(module))
-        super().__enter__()
+        with contextlib.ExitStack() as undo:
+            for module in self._modules:
+                undo.enter_context(self._instead_of_what_it_calls(module))
+            super().__enter__()
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -144,15 +177,17 @@ class _Watch(TorchDispatchMode):
         names, before = vars(module), dict(vars(module))
         ours = {name: _Named(default=self._called(o)) for name, o in dispatch.operators.items()}
         theirs = _Attributes(torch.ops.aten, lambda packet: _Attributes(packet, self._called))
+        functions = {n: f for n, f in before.items() if callable(f) and n not in CHANGE_NOTHING}
+        names |= {name: self._called(function) for name, function in functions.items()}
         names["torch"] = _Named(torch, ops=_Named(torch.ops, mtrl=_Named(**ours), aten=theirs))
         names["aten"] = theirs
         names["extern_kernels"] = _Attributes(before.get("extern_kernels"), self._called)
         names["empty_strided_cpu"] = self._allocate
-        names |= {n: self._called(f) for n, f in before.items() if n.startswith("cpp_")}
         try:
             yield
         finally:
-            names.clear()
+            for name in names.keys() - before.keys():
+                del names[name]
             names.update(before)
 
     def _allocate(self, size: Any, stride: Any, dtype: torch.dtype) -> Tensor:
@@ -163,7 +198,7 @@ class _Watch(TorchDispatchMode):
         return tensor
 
     def _note_memory(self, tensor: Tensor, before: int) -> None:
-        if tensor.untyped_storage().nbytes() > 0:
+        if _storage(tensor) != NOWHERE:
             self._allocated.setdefault(_storage(tensor), (tensor, before))
 
     def _called(self, function: Any) -> Callable[..., Any]:
@@ -185,10 +220,12 @@ class _Watch(TorchDispatchMode):
 
         return noted
 
-    def is_complete(self, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> bool:
+    def has_seen_all(self, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> bool:
         """Tell whether the steps are all that was done, and led from these to those."""
-        known = {*self._allocated, *map(_storage, inputs)}
-        return known.issuperset(map(_storage, results)) and not self._has_missed_something
+        known = {NOWHERE, *self._allocated, *map(_storage, inputs)}
+        met = {_storage(tensor) for step in self.steps for tensor in step.tensors}
+        met |= set(map(_storage, results))
+        return len(self.steps) > 0 and met <= known and not self._has_missed_something
 
     def arranged(self, results: Sequence[Tensor]) -> _Memory:
         """Give everything a place in one piece of memory, results one that nothing else has."""

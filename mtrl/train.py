@@ -297,7 +297,7 @@ class Trainer:
             "observations": self._observations,
             "episodes": self._episodes.state_dict(),
             "guard": self._guard.state_dict(),
-            "learned": dict(self._learned),
+            "learned": {name: value.clone() for name, value in self._learned.items()},
         }
 
     def load_state_dict(self, state: State) -> None:

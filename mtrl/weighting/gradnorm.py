@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import dispatch
+from ..bf16 import wide_type
 from ..compiler import Compiler
 from ..state_tree import require_form
 from ..types import State
@@ -101,7 +102,8 @@ class GradNorm:
         # In double precision all through: ratios of losses may overflow single, and K are few.
         state = list(self._buffers().values())
         if dispatch.has_operators(gramian):
-            _learn_in_one_call(gramian, losses, state, self.alpha, self.learning_rate)
+            wide = (each.to(wide_type(each.dtype)) for each in (gramian, losses))
+            _learn_in_one_call(*wide, state, self.alpha, self.learning_rate)
         elif dispatch.has_triton(gramian):
             from .. import triton_kernels
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import dispatch
+from ..bf16 import wide_type
 from ..compiler import Compiler, use_widest_vectors
 from ..seeding import restore_generator
 from ..types import State
@@ -141,7 +142,7 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float64
         tasks whose gradient is not finite are zero.
     """
     if dispatch.has_operators(gramian):
-        return _project_one_by_one(gramian, order)
+        return _project_one_by_one(gramian.to(wide_type(gramian.dtype)), order)
     if dispatch.has_triton(gramian):
         from .. import triton_kernels
 

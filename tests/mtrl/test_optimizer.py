@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtrl.gradients import Tape
 from mtrl.layers import Layer, chain
-from mtrl.optimizer import MultiTaskOptimizer
+from mtrl.optimizer import MultiTaskOptimizer, total_norm
 from mtrl.types import State, Weighting
 from mtrl.weighting import Uniform, make_weighting
 
@@ -254,3 +254,16 @@ def test_state_continues_bit_for_bit(first_steps):
         expected, actual = _step(optimizer, _data(100 + step)), _step(resumed, _data(100 + step))
         _assert_identical(actual, expected)
     _assert_identical(_snapshot(resumed), _snapshot(optimizer))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_norm_of_many_numbers(dtype):
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator) for shape in [(3, 50, 70), (5000,), ()]]
+    gradients = [each.to(dtype) for each in (gradients[0].mT, *gradients[1:])]
+    expected = torch.cat([each.double().flatten() for each in gradients]).norm()
+    rounding = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(total_norm(gradients).double(), expected, rtol=rounding, atol=0)
+    gradients[1][4321] = torch.inf
+    assert total_norm(gradients).isinf()
+    assert total_norm([]) == 0

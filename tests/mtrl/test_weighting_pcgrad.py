@@ -13,7 +13,7 @@ from torch import Tensor
 from torchjd.aggregation import PCGrad as TorchJDPCGrad
 
 from mtrl.weighting import PCGrad
-from mtrl.weighting.pcgrad import project
+from mtrl.weighting.pcgrad import _order_others, project
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -160,6 +160,18 @@ def test_orders_are_uniform_and_each_task_has_its_own():
     # 35 degrees of freedom: 66.6 is exceeded once in a thousand.
     assert len(pairs) == 36
     assert sum((n - expected) ** 2 / expected for n in pairs.values()) < 66.6
+
+
+@pytest.mark.parametrize("K", [1, 2, 15, 16, 17, 50])
+def test_the_kernel_orders_as_sorting_does(K):
+    """Of two keys that are the same, the first comes first: no task is visited twice."""
+    generator = torch.Generator().manual_seed(K)
+    for coarse in (2**24, 4):
+        keys = torch.randint(coarse, (K, K), generator=generator) / coarse
+        sorts_last = keys.clone()
+        sorts_last.diagonal().fill_(2)
+        expected = sorts_last.argsort(dim=1, stable=True)[:, : K - 1]
+        assert torch.equal(_order_others(keys), expected)
 
 
 def test_state_continues_the_orders_and_reset_begins_them_again():
