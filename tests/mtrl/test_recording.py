@@ -115,6 +115,29 @@ class Counting:
         return {"total": self.total}
 
 
+@pytest.mark.parametrize("unseen", ["a call", "memory"])
+def test_what_is_seen_in_part_is_called(unseen):
+    counting = Counting()
+    compiled = Compiled(counting)
+    compiled()
+    recording, more = compiled._function, torch.zeros(4)
+
+    def function(*inputs):
+        if unseen == "a call":
+            more.add_(1)
+            return recording._function(*inputs)
+        other = torch.from_numpy(counting.total.numpy() + 1)
+        return (*recording._function(*inputs), other)
+
+    again = Recording(function, recording._modules)
+    for number in range(2, 5):
+        results = again(*compiled._inputs)
+        assert counting.total.tolist() == [number] * 4
+    assert not again.is_complete
+    assert more[0] == (3 if unseen == "a call" else 0)
+    assert results[-1].tolist() == [number] * 4
+
+
 def test_what_is_not_seen_is_called(caplog):
     caplog.set_level("INFO", logger="mtrl")
     total = torch.zeros(3)
