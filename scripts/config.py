@@ -65,7 +65,7 @@ class Config:
     """Learn while the environments take their next step, from what was there before it."""
     compile: bool = False
     """Compile an update to one function, on a CPU: half a minute at the start, for updates that
-    take about 0.7 of the time. Needs g++ or clang++. On a GPU updates are CUDA graphs anyway."""
+    take 0.4 to 0.7 of the time. Needs g++ or clang++. On a GPU updates are CUDA graphs anyway."""
     agent: SACConfig = field(default_factory=lambda: SACConfig(**PRESETS["default"].agent))
     """Networks, losses, weightings."""
     batch_size: int = 32
