@@ -1,5 +1,6 @@
 """Large pages are asked for where there are any."""
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from mtrl.stored import Stored
 
 needs_large_pages = pytest.mark.skipif(not pages._exist(), reason="the system has no large pages")
 
+FLOAT = torch.float32
 SMAPS = Path("/proc/self/smaps")
 
 
@@ -30,7 +32,8 @@ def _is_asked_for(address: int) -> bool:
 
 @needs_large_pages
 def test_a_tensor():
-    plain, large = torch.empty(50_000_000), torch.empty(50_000_000)  # each mapped on its own
+    # Each mapped on its own: other tests may have had the heap, with large pages, take what is new.
+    plain, large = (torch.frombuffer(mmap.mmap(-1, 200_000_000), dtype=FLOAT) for _ in range(2))
     assert pages.prefer_large_pages(large) is large
     assert _is_asked_for(large.data_ptr() + large.nbytes // 2)
     assert not _is_asked_for(plain.data_ptr() + plain.nbytes // 2)
