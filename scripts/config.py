@@ -80,12 +80,12 @@ class Config:
     """What simulates Meta-World: the compiled engine, or the official classes it is equal to."""
     reward_version: Literal["v1", "v2"] = "v2"
     """Meta-World's reward functions."""
-    eval_every: int = 375_000
+    eval_every: int = 500_000
     """Steps between evaluations, each of which plays all 50 goals of every task once."""
     eval_envs_per_task: int = 25
     """Environments of each task in an evaluation; must divide 50. Few are better with the official
     engine, where each has a model of its own (20 MB)."""
-    checkpoint_every: int = 375_000
+    checkpoint_every: int = 500_000
     """Steps between checkpoints. One that follows an evaluation can be kept as the best."""
     log_every: int = 30_000
     """Steps between lines of training metrics."""
@@ -123,8 +123,8 @@ class Config:
             total_steps=total_steps,
             warmup_steps=min(total_steps // 50, 8_000 * len(names)),
             # Each takes ten seconds and more; see `benchmarks/evaluating.py`.
-            eval_every=max(1, total_steps // 8),
-            checkpoint_every=max(1, total_steps // 8),
+            eval_every=max(1, total_steps // 6),
+            checkpoint_every=max(1, total_steps // 6),
             log_every=max(1, total_steps // 100),
             agent=SACConfig(**{**chosen.agent, **(TOY_AGENT if toy else {})}),
             **chosen.options,

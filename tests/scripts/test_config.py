@@ -72,7 +72,7 @@ def test_a_preset_gives_way_to_options_and_scales_with_the_budget(monkeypatch):
     assert config.agent.critic_width == 7
     assert config.agent.actor_width == paper.agent["actor_width"]
     assert config.batch_size == paper.options["batch_size"]
-    assert (config.total_steps, config.eval_every, config.log_every) == (1000, 125, 10)
+    assert (config.total_steps, config.eval_every, config.log_every) == (1000, 166, 10)
 
 
 def test_what_a_preset_lacks_may_be_given_beside_it(monkeypatch):
@@ -208,11 +208,11 @@ def train_options(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "total_steps", "eval_every", "warmup_steps"),
     [
-        ((), 3_000_000, 375_000, 60_000),
-        (("--total-steps", 20_000_000), 20_000_000, 2_500_000, 80_000),
-        (("--benchmark", "toy"), 60_000, 7_500, 1_200),
+        ((), 3_000_000, 500_000, 60_000),
+        (("--total-steps", 20_000_000), 20_000_000, 3_333_333, 80_000),
+        (("--benchmark", "toy"), 60_000, 10_000, 1_200),
         # The script's own default, but given: what follows must follow from it all the same.
-        (("--benchmark", "toy", "--total-steps", 3_000_000), 3_000_000, 375_000, 32_000),
+        (("--benchmark", "toy", "--total-steps", 3_000_000), 3_000_000, 500_000, 32_000),
         (("--benchmark", "reach-v3", "--eval-every", 7), 300_000, 7, 6_000),
     ],
 )
