@@ -122,7 +122,7 @@ class Config:
             preset=preset,
             total_steps=total_steps,
             warmup_steps=min(total_steps // 50, 8_000 * len(names)),
-            # Each takes ten seconds and more; see `benchmarks/evaluating.py`.
+            # Each takes some seconds, of minutes in between; see `benchmarks/evaluating.py`.
             eval_every=max(1, total_steps // 6),
             checkpoint_every=max(1, total_steps // 6),
             log_every=max(1, total_steps // 100),
