@@ -15,8 +15,8 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from learner_peers import ACTION, BOTH, OBSERVATION, Shape
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mtrl import dispatch
@@ -126,32 +126,9 @@ def count(
 
     with way():
         update()  # sets things up
-        with _Launches() as launches, _counting_kernels(launches.counts):
+        with _Launches() as launches:
             update()
     return dict(launches.counts)
-
-
-@contextmanager
-def _counting_kernels(counts: Counter[str]) -> Iterator[None]:
-    """Count Triton's, each of which is one launch."""
-    from mtrl import triton_kernels
-
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            counts[name] += 1
-            with _disable_current_modes():
-                return function(*args)
-
-        return call
-
-    kernels = {name: getattr(triton_kernels, name) for name in ("project", "learn", "summarise")}
-    try:
-        for name, function in kernels.items():
-            setattr(triton_kernels, name, counted(name, function))
-        yield
-    finally:
-        for name, function in kernels.items():
-            setattr(triton_kernels, name, function)
 
 
 if __name__ == "__main__":

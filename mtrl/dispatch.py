@@ -48,7 +48,7 @@ def has_operators(tensor: Tensor) -> bool:
 
 def has_triton(tensor: Tensor) -> bool:
     """Tell whether a kernel of `mtrl.triton_kernels` is the way to go: on a GPU, with Triton."""
-    if _way is _Way.KERNELS:
+    if _way in (_Way.KERNELS, _Way.TRACED):
         return tensor.is_cuda and _triton_works()
     return _way is _Way.GPU
 
@@ -83,8 +83,8 @@ def as_on_a_gpu() -> contextlib.AbstractContextManager[None]:
 
 
 def traced() -> contextlib.AbstractContextManager[None]:
-    """Let a CPU run what a compiler of updates can see: torch's operations, and `operator`s."""
-    return _going(_Way.TRACED)
+    """Let run what a compiler of updates can see: torch's operations, and `operator`s."""
+    return _going(_way if _way is _Way.GPU else _Way.TRACED)
 
 
 def operator(
@@ -123,7 +123,8 @@ class Operator(Generic[R]):
         self.room = room
         name = prepare.__name__.strip("_")
         _library.define(f"{name}{schema}")
-        _library.impl(name, self.straight, "CPU")
+        for device in ("CPU", "CUDA"):
+            _library.impl(name, self.straight, device)
         torch.library.register_fake(f"mtrl::{name}", room or (lambda *_: None), lib=_library)
         self.known_as = getattr(torch.ops.mtrl, name).default
         operators[name] = self

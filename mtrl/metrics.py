@@ -45,7 +45,7 @@ def conflict_metrics(gramian: Float[Tensor, "K K"]) -> dict[str, Tensor]:
     if dispatch.has_triton(gramian) and K <= PAIRS_OF:
         from . import triton_kernels
 
-        return _name(triton_kernels.summarise(gramian))
+        return _name(triton_kernels.summarise(gramian).to(gramian.dtype))
     norms = gramian.diagonal().clamp_min(0).sqrt()
     scale = torch.where(norms > 0, norms, 1.0)
     cosines = gramian / (scale[:, None] * scale[None, :])

@@ -2,14 +2,15 @@
 
 With torch's operations PCGrad takes four launches a visit and GradNorm seventy; here each is one.
 They compute what the kernels for a CPU do, and `mtrl.dispatch` tells when. ``TRITON_INTERPRET=1``
-makes them run on a CPU, slowly: so they are tested where there is no GPU.
+makes them run on a CPU, slowly: so they are tested where there is no GPU. A compiler of updates
+sees each as one operation.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import triton.language as tl
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from . import dispatch
 from .weighting import gradnorm
 
 _INFINITY = tl.constexpr(math.inf)
@@ -33,17 +35,31 @@ def _block(count: int) -> int:
     return max(16, int(triton.next_power_of_2(count)))
 
 
-def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float64[Tensor, "K K"]:
+def _launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> Callable[[], object]:
+    """Return the call that runs so many programs of a kernel, where its first argument lies."""
+
+    def launch() -> None:
+        with torch.cuda.device_of(args[0]):
+            kernel[(programs,)](*args, **constants, num_warps=1)
+
+    return launch
+
+
+def _room_for_coefficients(
+    gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]
+) -> Float64[Tensor, "K K"]:
+    del order
+    return gramian.new_empty(gramian.shape, dtype=torch.float64)
+
+
+@dispatch.operator("(Tensor gramian, Tensor order) -> Tensor", _room_for_coefficients)
+def project(
+    gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"], coefficients: Float64[Tensor, "K K"]
+) -> Callable[[], object]:
     """Walk PCGrad's projections; see `mtrl.weighting.pcgrad.project`."""
     K, M = order.shape
-    coefficients = gramian.new_empty(K, K, dtype=torch.float64)
-    with torch.cuda.device_of(gramian):
-        _project[(K,)](
-            *(gramian.contiguous(), order.contiguous(), coefficients, K, M),
-            BLOCK=_block(K),
-            num_warps=1,
-        )
-    return coefficients
+    given = gramian.contiguous(), order.contiguous(), coefficients
+    return _launch(_project, K, *given, K, M, BLOCK=_block(K))
 
 
 @_kernel
@@ -71,13 +87,16 @@ def _project(gramian, order, coefficients, K, M, BLOCK: tl.constexpr):  # type: 
     tl.store(coefficients + task * K + tasks, tl.where(is_own, 1.0, -steps), mask=tasks < K)
 
 
+@dispatch.operator(
+    "(Tensor gramian, Tensor losses, Tensor(a!)[] state, float alpha, float learning_rate) -> ()"
+)
 def learn(
     gramian: Float[Tensor, "K K"],
     losses: Float[Tensor, " K"],
-    state: Sequence[Tensor],
+    state: list[Tensor],
     alpha: float,
     learning_rate: float,
-) -> None:
+) -> Callable[[], object]:
     """Learn GradNorm's next weights, in place; see `mtrl.weighting.gradnorm`.
 
     Args:
@@ -87,19 +106,18 @@ def learn(
         alpha: Strength of the pull towards equal rates.
         learning_rate: Adam's.
     """
-    with torch.cuda.device_of(gramian):
-        _learn[(1,)](
-            *(gramian.contiguous(), losses.contiguous(), *state, len(losses)),
-            ALPHA=alpha,
-            LEARNING_RATE=learning_rate,
-            LOSS_FLOOR=gradnorm.LOSS_FLOOR,
-            FIRST_DECAY=gradnorm.FIRST_DECAY,
-            SECOND_DECAY=gradnorm.SECOND_DECAY,
-            EPSILON=gradnorm.EPSILON,
-            MINIMUM=gradnorm.MINIMUM_WEIGHT,
-            BLOCK=_block(len(losses)),
-            num_warps=1,
-        )
+    K = len(losses)
+    return _launch(
+        *(_learn, 1, gramian.contiguous(), losses.contiguous(), *state, K),
+        ALPHA=alpha,
+        LEARNING_RATE=learning_rate,
+        LOSS_FLOOR=gradnorm.LOSS_FLOOR,
+        FIRST_DECAY=gradnorm.FIRST_DECAY,
+        SECOND_DECAY=gradnorm.SECOND_DECAY,
+        EPSILON=gradnorm.EPSILON,
+        MINIMUM=gradnorm.MINIMUM_WEIGHT,
+        BLOCK=_block(K),
+    )
 
 
 @_kernel
@@ -180,13 +198,17 @@ def _learn(  # type: ignore[no-untyped-def]
     tl.store(weights + tasks, moved.to(tl.float32), mask=inside)
 
 
-def summarise(gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K+2"]:
-    """Return conflict rate, smallest cosine and norms; see `mtrl.metrics.conflict_metrics`."""
+def _room_for_summary(gramian: Float[Tensor, "K K"]) -> Float[Tensor, " K+2"]:
+    return gramian.new_empty(len(gramian) + 2, dtype=torch.float32)
+
+
+@dispatch.operator("(Tensor gramian) -> Tensor", _room_for_summary)
+def summarise(
+    gramian: Float[Tensor, "K K"], summary: Float[Tensor, " K+2"]
+) -> Callable[[], object]:
+    """Find conflict rate, smallest cosine and norms; see `mtrl.metrics.conflict_metrics`."""
     K = len(gramian)
-    summary = gramian.new_empty(K + 2, dtype=torch.float32)
-    with torch.cuda.device_of(gramian):
-        _summarise[(1,)](gramian.float().contiguous(), summary, K, BLOCK=_block(K))
-    return summary.to(gramian.dtype)
+    return _launch(_summarise, 1, gramian.float().contiguous(), summary, K, BLOCK=_block(K))
 
 
 @_kernel
