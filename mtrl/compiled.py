@@ -1,10 +1,11 @@
-"""A whole update as one compiled function: for a CPU what a CUDA graph is for a GPU."""
+"""A whole update as one compiled function: a few loops instead of a thousand operations."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import logging
 import os
 import shutil
@@ -34,15 +35,30 @@ _messages = logging.getLogger("mtrl")
 
 REMEDY = "install g++ or clang++ and Python's headers, or give `--no-compile`"
 
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        # The compiler hashes precompiled headers with this program; without them it is slow.
+        "cpp_cache_precompile_headers": shutil.which("openssl") is not None,
+    },
+    "cuda": {
+        # What it chose by timing it, it might choose otherwise when a run is resumed.
+        "deterministic": True,
+        "shape_padding": False,
+        "combo_kernels": True,  # of loops that need nothing of each other: launches are what costs
+    },
+}
+"""What the compiler is asked for, by kind of device."""
+
 
 class Compiled:
     """An update, compiled to one function by torch's compiler.
 
     An update of small networks is a thousand calls from Python into torch, which take as long as
     what they compute, and each reads from memory what the one before has just written. Compiled,
-    it is some sixty calls, and what belongs together stays in the processor's registers and caches.
+    it is some sixty calls, and what belongs together stays in a processor's registers and caches.
+    On a GPU it is a hundred launches or so for three times as many, to be captured in a CUDA graph.
 
-    What is compiled are the operations that a CUDA graph would repeat (`mtrl.graph.Updates`), and
+    What is compiled are the operations that such a graph would repeat (`mtrl.graph.Updates`), and
     the terms are the same: static shapes, no question to the device, state that stays in its
     memory. Two things differ from capturing one. To see the operations the update is rehearsed, and
     all that the rehearsal wrote or drew is undone, so that the first update that counts is a
@@ -52,14 +68,18 @@ class Compiled:
     Args:
         update: Takes one update and returns metrics. What it reads and changes are tensors, and
             what it draws are new tensors, from generators that it names.
+        device: Where it works.
 
     Raises:
-        UserError: There is no compiler for C++, or it fails.
+        UserError: What the compiler needs is missing (see `compiler_version`), or it fails.
         ValueError: The update draws in another way.
     """
 
-    def __init__(self, update: Callable[[], dict[str, Tensor]]) -> None:
-        compiler_version()  # or a remedy
+    def __init__(
+        self, update: Callable[[], dict[str, Tensor]], device: torch.device | str = "cpu"
+    ) -> None:
+        device = torch.device(device)
+        compiler_version(device)  # or a remedy
         _messages.info("compiling an update: half a minute or so")
         with dispatch.traced():
             with _Rehearsal() as rehearsal:  # what is allocated at first use must be there already
@@ -81,7 +101,9 @@ class Compiled:
         self._draws = [
             _into(draw, self._inputs[places[_place(drawn)]]) for draw, drawn in rehearsal.draws
         ]
-        self._function = Recording(*_compile(graph, self._inputs))
+        function, modules = _compile(graph, self._inputs, _OPTIONS[device.type])
+        # What is recorded here for a CPU, a graph records on a GPU.
+        self._function = Recording(function, modules) if device.type == "cpu" else function
 
     def __call__(self) -> dict[str, Tensor]:
         """Take one update.
@@ -95,12 +117,17 @@ class Compiled:
             return dict(zip(self._names, self._function(*self._inputs), strict=True))
 
 
-def compiler_version() -> str:
-    """Name the C++ compiler that is used: it has a say in how results round.
+def compiler_version(device: torch.device) -> str:
+    """Name what compiles for a device, which has a say in how results round.
 
     Raises:
-        UserError: There is none, or it finds no headers of Python.
+        UserError: For a CPU there is no C++ compiler, or it finds no headers of Python; for a GPU,
+            Triton does not work.
     """
+    if device.type == "cuda":
+        if not dispatch.triton_works():
+            raise UserError("`--compile` needs Triton on a GPU (see above), or give `--no-compile`.")
+        return f"Triton {importlib.metadata.version('triton')}"
     inductor = _torch_compiler()
     headers = [f"-I{sysconfig.get_path('include')}", "-fsyntax-only", "-x", "c++", "-"]
     try:
@@ -227,7 +254,7 @@ def _same_memory(tensor: Tensor) -> Tensor:
 
 
 def _compile(
-    graph: GraphModule, inputs: list[Any]
+    graph: GraphModule, inputs: list[Any], options: dict[str, Any]
 ) -> tuple[Callable[..., Sequence[Tensor]], list[ModuleType]]:
     """Return a function, and the modules that the compiler has written for it."""
     inductor = _torch_compiler()
@@ -235,14 +262,13 @@ def _compile(
     before = len(modules)
     _forget_operations()
     options = {
+        **options,
         # Its cache of graphs would be unpickled; machine code is found by its source's digest.
         "fx_graph_cache": False,
         "compile_threads": 1,
         # Of inputs, which are always the same, and of what our own operations return.
         "size_asserts": False,
         "alignment_asserts": False,
-        # The compiler hashes precompiled headers with this program; without them it is slow.
-        "cpp_cache_precompile_headers": shutil.which("openssl") is not None,
     }
     with torch.no_grad(), warnings.catch_warnings(), _uninterrupted():
         warnings.simplefilter("ignore")
@@ -301,8 +327,8 @@ def _torch_compiler() -> Any:
 
 @dispatch.operator(
     "(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] first_moments, "
-    "Tensor(c!)[] second_moments, Tensor[] steps, Tensor lr, float beta1, float beta2, float eps, "
-    "Tensor? found_inf) -> ()"
+    "Tensor(c!)[] second_moments, Tensor[] steps, float lr, Tensor? tensor_lr, float beta1, "
+    "float beta2, float eps, Tensor? found_inf) -> ()"
 )
 def _adam(
     parameters: list[Tensor],
@@ -310,7 +336,8 @@ def _adam(
     first_moments: list[Tensor],
     second_moments: list[Tensor],
     steps: list[Tensor],
-    lr: Tensor,
+    lr: float,
+    tensor_lr: Tensor | None,
     beta1: float,
     beta2: float,
     eps: float,
@@ -325,7 +352,7 @@ def _adam(
         second_moments,
         [],
         steps,
-        lr=lr,
+        lr=lr if tensor_lr is None else tensor_lr,
         beta1=beta1,
         beta2=beta2,
         weight_decay=0.0,
@@ -350,20 +377,32 @@ def _fused_adam(
 ) -> None:
     assert (weight_decay, amsgrad, maximize) == (0, False, False)  # not in use
     parameters, gradients, first_moments, second_moments, _, steps = lists
-    rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=torch.float64)
+    rates = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
     moments = first_moments, second_moments
     if grad_scale is not None:
         gradients = [gradient / grad_scale for gradient in gradients]
-    _adam(parameters, gradients, *moments, steps, rate, beta1, beta2, eps, found_inf)
+    _adam(parameters, gradients, *moments, steps, *rates, beta1, beta2, eps, found_inf)
 
 
-def _foreach_lerp(averages: Sequence[Tensor], targets: Sequence[Tensor], weight: float) -> None:
-    for average, target in zip(averages, targets, strict=True):
-        average.lerp_(target, weight)
+def _each(operation: Callable[..., Any]) -> Callable[..., None]:
+    """Take an operation on lists of tensors apart.
+
+    For a GPU the compiler makes one kernel of such a list, and may let one of its programs find
+    what the others read (torch 2.13).
+    """
+
+    def apart(tensors: Sequence[Tensor], other: Any, *more: Any, **options: Any) -> None:
+        others = other if isinstance(other, Sequence) else [other] * len(tensors)
+        for tensor, each in zip(tensors, others, strict=True):
+            operation(tensor, each, *more, **options)
+
+    return apart
 
 
 _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten._fused_adam_.default: _fused_adam,
     torch.ops.aten._fused_adam_.tensor_lr: _fused_adam,
-    torch.ops.aten._foreach_lerp_.Scalar: _foreach_lerp,
+    torch.ops.aten._foreach_add_.Scalar: _each(Tensor.add_),
+    torch.ops.aten._foreach_lerp_.Scalar: _each(Tensor.lerp_),
+    torch.ops.aten._foreach_sub_.List: _each(Tensor.sub_),
 }

@@ -49,13 +49,16 @@ def has_operators(tensor: Tensor) -> bool:
 def has_triton(tensor: Tensor) -> bool:
     """Tell whether a kernel of `mtrl.triton_kernels` is the way to go: on a GPU, with Triton."""
     if _way in (_Way.KERNELS, _Way.TRACED):
-        return tensor.is_cuda and _triton_works()
+        return tensor.is_cuda and triton_works()
     return _way is _Way.GPU
 
 
 @functools.cache
-def _triton_works() -> bool:
-    """Try one kernel: Triton builds what launches it, for which a machine may lack a compiler."""
+def triton_works() -> bool:
+    """Try one kernel: Triton builds what launches it, for which a machine may lack a compiler.
+
+    Warns, once, if there is no way.
+    """
     try:
         from . import triton_kernels
 

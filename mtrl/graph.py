@@ -1,4 +1,4 @@
-"""Updates in any number: one by one on a CPU, compiled or not, many with one launch on a GPU."""
+"""Updates in any number, compiled or not: one by one on a CPU, many with one launch on a GPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .compiled import Compiled
 from .pages import prefer_large_pages_in_heap
+
+_Update = Callable[[], dict[str, Tensor]]
 
 WARM_UP = 3
 """Calls before a GPU's are captured: libraries and optimizers set themselves up in the first."""
@@ -29,12 +31,12 @@ class Updates:
         at_once: n, how many a graph holds. What is left of a number is taken one by one.
         generators: All that `update` draws from; a graph has to know them.
         device: Where `update` works.
-        compiled: On a CPU, compile the update (`mtrl.compiled.Compiled`), on the same terms.
+        compiled: Compile the update (`mtrl.compiled.Compiled`), on the same terms.
     """
 
     def __init__(
         self,
-        update: Callable[[], dict[str, Tensor]],
+        update: _Update,
         *,
         at_once: int,
         generators: Sequence[torch.Generator],
@@ -63,47 +65,53 @@ class Updates:
 
     def forget(self) -> None:
         """Capture or compile anew. Necessary once state was loaded: it may live in other memory."""
-        self._one: Callable[[], dict[str, Tensor]] | None = None
+        self._one: _Update | None = None
         self._warm_ups = 0
         self._graphs: dict[int, tuple[Any, dict[str, Tensor]]] = {}
 
     def _take(self, size: int) -> dict[str, Tensor]:
+        if self._one is None:
+            compiled = self._compiled
+            self._one = Compiled(self._update, self._device) if compiled else self._update
         if self._device.type != "cuda":
-            metrics: dict[str, Tensor] = {}
-            if self._one is None:
-                self._one = Compiled(self._update) if self._compiled else self._update
-                metrics = self._one()
-                prefer_large_pages_in_heap()  # which is as large now as updates need it
-                size -= 1
-            return _repeat(self._one, size) or metrics
+            return self._take_on_cpu(self._one, size)
         if self._warm_ups < WARM_UP:
             self._warm_ups += 1
-            return self._run_on_side_stream(size)
+            return self._run_on_side_stream(self._one, size)
         if size not in self._graphs:
-            self._graphs[size] = self._capture(size)
+            self._graphs[size] = self._capture(self._one, size)
         graph, metrics = self._graphs[size]
         graph.replay()
         return metrics
 
-    def _run_on_side_stream(self, size: int) -> dict[str, Tensor]:
+    def _take_on_cpu(self, update: _Update, size: int) -> dict[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        if self._warm_ups == 0:
+            self._warm_ups += 1
+            metrics = update()
+            prefer_large_pages_in_heap()  # which is as large now as updates need it
+            size -= 1
+        return _repeat(update, size) or metrics
+
+    def _run_on_side_stream(self, update: _Update, size: int) -> dict[str, Tensor]:
         # Capture wants all memory of the first calls, autograd's too, off the default stream.
         side, current = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            metrics = _repeat(self._update, size)
+            metrics = _repeat(update, size)
         current.wait_stream(side)
         return metrics
 
-    def _capture(self, size: int) -> tuple[Any, dict[str, Tensor]]:
+    def _capture(self, update: _Update, size: int) -> tuple[Any, dict[str, Tensor]]:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
         with torch.cuda.graph(graph):
-            metrics = _repeat(self._update, size)
+            metrics = _repeat(update, size)
         return graph, metrics
 
 
-def _repeat(update: Callable[[], dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+def _repeat(update: _Update, count: int) -> dict[str, Tensor]:
     metrics: dict[str, Tensor] = {}
     for _ in range(count):
         metrics = update()

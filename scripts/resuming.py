@@ -124,8 +124,7 @@ def tell_differences(state: State, run: RunDirectory, device: torch.device) -> N
 
 def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | int | None]:
     """Return what decides how numbers round; the count of simulation threads does not."""
-    # A run from before there was such an option has none.
-    compiles = run.config.get("compile", False) and device.type == "cpu"
+    compiles = run.config.get("compile", False)  # none in runs from before there was the option
     return {
         **library_versions(),
         "cpu": machine()["cpu"],
@@ -134,7 +133,7 @@ def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | in
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": _PRECISIONS[resolve_precision(run.config["precision"], device)],
         "learner threads": torch.get_num_threads(),
-        "compiled by": compiler_version() if compiles else None,
+        "compiled by": compiler_version(device) if compiles else None,
     }
 
 

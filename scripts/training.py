@@ -78,8 +78,8 @@ def train(config: Config) -> int:
     console = setup_console()
     device = resolve_device(config.device)
     require_memory(memory_needs(config), device)
-    if config.compile and device.type == "cpu":
-        compiler_version()  # or a remedy
+    if config.compile:
+        compiler_version(device)  # or a remedy
     task_names = envs.task_names(config.benchmark)
     learning, simulating = share_cores(
         config.threads, config.simulation_threads, overlap=config.overlap, device=device

@@ -174,17 +174,17 @@ def test_what_balancing_launches_does_not_depend_on_how_many_tasks_there_are(gen
 
 
 def test_without_them_there_is_another_way(monkeypatch, caplog):
-    dispatch._triton_works.cache_clear()
+    dispatch.triton_works.cache_clear()
 
     def fail(gramian):
         raise RuntimeError("what was run\nFailed to find C compiler.")
 
     monkeypatch.setattr(triton_kernels, "summarise", fail)
     monkeypatch.setattr(torch, "eye", lambda *_, device: torch.ones(2, 2))
-    assert not dispatch._triton_works()
+    assert not dispatch.triton_works()
     assert "Triton cannot be used (Failed to find C compiler.)" in caplog.text
     monkeypatch.undo()
-    dispatch._triton_works.cache_clear()
+    dispatch.triton_works.cache_clear()
 
 
 COMPILE = """

@@ -1,0 +1,224 @@
+"""What torch's compiler writes for a GPU, written and run where there is none.
+
+On a GPU a compiled update (`mtrl.compiled`) is kernels in Triton and calls of libraries. To write
+them the compiler needs to know little of a GPU, and is told of an H100 here. What it has written is
+then run on a CPU's numbers: kernels by Triton's interpreter, slowly, and all else as it stands.
+Torch's build for CPUs will do.
+
+Nothing is known here of how long anything takes on a GPU, of memory that several programs of a
+kernel reach for at once, or of CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+
+from mtrl import compiled
+
+GPU = torch.device("cuda", 0)
+
+H100 = {"multi_processor_count": 132, "major": 9, "regs_per_multiprocessor": 65536}
+H100 |= {"max_threads_per_multi_processor": 2048, "max_threads_per_block": 1024, "warp_size": 32}
+
+
+class GPUCode:
+    """A function written for a GPU, to be called with a CPU's tensors.
+
+    Attributes:
+        text: Of the module that the compiler wrote.
+        kernels: Those of its kernels that are in Triton, by name.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], module: ModuleType, kernels: dict[str, Kernel]
+    ) -> None:
+        self._function, self._module = function, module
+        self.kernels = kernels
+        self.text = Path(str(module.__file__)).read_text()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run it."""
+        cpu = importlib.import_module("torch._C._dynamo.guards")._empty_strided_cpu
+        with (
+            patch.object(self._module, "empty_strided_cuda", cpu),
+            patch.object(torch.cuda, "_DeviceGuard", lambda _: nullcontext()),
+            patch.object(torch.cuda, "set_device", lambda _: None),
+        ):
+            return self._function(*inputs)
+
+    def launches(self) -> Counter[str]:
+        """Count what a call launches, by the name of the kernel, library call or operation."""
+        start = self.text.index("def call(self, args)")
+        body = self.text[start : self.text.index("runner = Runner", start)]
+        called = re.findall(r"(?m)^ +(?:\w+ = )?([\w.]+)\(", body)
+        return Counter(
+            name.removesuffix(".run").removesuffix(".default")
+            for name in called
+            if name.endswith(".run")
+            or name.startswith("extern_kernels.")
+            or (name.startswith("torch.ops.") and "view" not in name)
+        )
+
+
+class Kernel:
+    """One in Triton, interpreted.
+
+    Attributes:
+        source: Its text, with how it is to be launched.
+    """
+
+    def __init__(self, name: str, source: str) -> None:
+        self.source = source
+        inductor = importlib.import_module("torch._inductor.codecache")
+        self._heuristics = importlib.import_module("torch._inductor.runtime.triton_heuristics")
+        helpers = importlib.import_module("torch._inductor.runtime.triton_helpers")
+        with (
+            patch.object(self._heuristics, "cached_autotune", _without_tuning),
+            patch.object(helpers, "set_driver_to_gpu", lambda: None),
+        ):
+            module = inductor.PyCodeCache.load(source)
+        module.libdevice = _Libdevice()
+        self._function, self._config, self._about = getattr(module, name)
+
+    def run(self, *args: Any, stream: int) -> None:
+        """Interpret all programs of a launch."""
+        del stream
+        sizes = dict(zip(self._function.arg_names, args, strict=False)) | self._config.kwargs
+        grid = self._heuristics.GridExpr.from_meta(self._about, self._config)
+        self._function[grid.eval_slow(sizes)](*args, **self._config.kwargs)
+
+
+class _Libdevice:
+    """What a GPU's own library of functions does, by NumPy: Triton's interpreter has none."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+        language = importlib.import_module("triton.language")
+        function = {"rsqrt": lambda x: 1 / np.sqrt(x), "pow": np.power}.get(name) or getattr(np, name)
+
+        def call(*args: Any) -> Any:
+            given = [each.handle for each in args]
+            data, kind = function(*(each.data for each in given)), given[0].dtype
+            kind = language.int32 if data.dtype == np.bool_ else kind
+            data = data.astype(np.int32 if data.dtype == np.bool_ else given[0].data.dtype)
+            block = language.block_type(kind, list(data.shape)) if args[0].type.is_block() else kind
+            return language.tensor(interpreter.TensorHandle(data, kind), block)
+
+        return call
+
+
+def _without_tuning(
+    size_hints: Any, configs: Sequence[Any], *_: Any, inductor_meta: dict[str, Any], **__: Any
+) -> Callable[[Any], tuple[Any, Any, dict[str, Any]]]:
+    """Take the first of the ways to launch a kernel that the compiler would try."""
+    return lambda function: (function, configs[0], inductor_meta)
+
+
+@contextmanager
+def writing_for_a_gpu() -> Iterator[list[GPUCode]]:
+    """Let `Compiled` write for a GPU, given a CPU's tensors and "cuda" as their device.
+
+    To be combined with `mtrl.dispatch.as_on_a_gpu`.
+
+    Yields:
+        What was written so far.
+    """
+    written: list[GPUCode] = []
+    kernels: dict[str, Kernel] = {}
+    compile_as_ever = compiled._compile
+
+    def compile_for_gpu(
+        graph: GraphModule, inputs: list[Tensor], options: dict[str, Any]
+    ) -> tuple[Callable[..., Any], list[ModuleType]]:
+        kernels.clear()
+        # Constants that it folds it computes where they are needed.
+        options = options | {"joint_graph_constant_folding": False}
+        with _told_of_a_gpu(kernels):
+            result, modules = compile_as_ever(_moved(graph), _fakes(inputs), options)
+        written.append(GPUCode(result, modules[-1], dict(kernels)))
+        return written[-1], modules
+
+    with (
+        patch.object(compiled, "_compile", compile_for_gpu),
+        patch.object(compiled, "compiler_version", lambda _: "Triton"),
+    ):
+        yield written
+
+
+@contextmanager
+def _told_of_a_gpu(kernels: dict[str, Kernel]) -> Iterator[None]:
+    hints = importlib.import_module("torch._inductor.runtime.hints")
+    about = hints.DeviceProperties(type="cuda", index=0, cc=90, **H100)
+    told = SimpleNamespace(**H100, name="H100", gcnArchName="", minor=0, total_memory=80 << 30)
+
+    def kernel(_: Any, name: str, source: str, device_str: str = "cuda") -> Kernel:
+        del device_str
+        return kernels.setdefault(name, Kernel(name, source))
+
+    replaced: dict[str, dict[str, Any]] = {
+        "torch._inductor.runtime.hints": {"DeviceProperties.create": lambda _: about},
+        "torch._inductor.scheduler": {"has_triton": lambda *_: True},
+        "torch._inductor.async_compile": {"AsyncCompile.triton": kernel},
+        "torch.utils._triton": {"triton_hash_with_backend": lambda: "", "has_triton": lambda *_: 1},
+        "torch.cuda": {
+            "get_device_properties": lambda *_: told,
+            "get_device_capability": lambda *_: (9, 0),
+            "current_device": lambda: 0,
+            "device_count": lambda: 1,
+        },
+        "torch._C": {"_cuda_getCurrentRawStream": lambda _: 0},
+    }
+    _guard_nothing()
+    with ExitStack() as stack:
+        for module, names in replaced.items():
+            for name, new in names.items():
+                owner = importlib.import_module(module)
+                *classes, last = name.split(".")
+                for each in classes:
+                    owner = getattr(owner, each)
+                stack.enter_context(patch.object(owner, last, new, create=module == "torch._C"))
+        yield
+
+
+def _guard_nothing() -> None:
+    """Let torch's build for CPUs pretend to change the current GPU, as one for GPUs does itself."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    guards[1] = guards[1] or guards[0]
+
+
+def _fakes(inputs: Sequence[Tensor]) -> list[Tensor]:
+    with FakeTensorMode():
+        return [
+            torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=GPU)
+            for each in inputs
+        ]
+
+
+def _moved(graph: GraphModule) -> GraphModule:
+    """Let a function that was traced on a CPU allocate on a GPU."""
+    for node in graph.graph.nodes:
+        node.meta.clear()
+        if node.kwargs.get("device") is not None:
+            node.update_kwarg("device", GPU)
+        node.args = tuple(GPU if isinstance(each, torch.device) else each for each in node.args)
+    graph.recompile()
+    return graph
