@@ -85,8 +85,9 @@ class Kernel:
         source: Its text, with how it is to be launched.
     """
 
-    def __init__(self, name: str, source: str) -> None:
+    def __init__(self, name: str, source: str, *, backwards: bool) -> None:
         self.source = source
+        self._backwards = backwards
         inductor = importlib.import_module("torch._inductor.codecache")
         self._heuristics = importlib.import_module("torch._inductor.runtime.triton_heuristics")
         helpers = importlib.import_module("torch._inductor.runtime.triton_helpers")
@@ -102,25 +103,33 @@ class Kernel:
         """Interpret all programs of a launch."""
         del stream
         sizes = dict(zip(self._function.arg_names, args, strict=False)) | self._config.kwargs
-        grid = self._heuristics.GridExpr.from_meta(self._about, self._config)
-        self._function[grid.eval_slow(sizes)](*args, **self._config.kwargs)
+        grid = self._heuristics.GridExpr.from_meta(self._about, self._config).eval_slow(sizes)
+        builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+        number = builder.set_grid_idx
+
+        def numbered(*place: int) -> None:
+            last = (size - 1 - each for size, each in zip(grid, place, strict=False))
+            number(*((*last, 0, 0)[:3] if self._backwards else place))
+
+        with patch.object(builder, "set_grid_idx", numbered):
+            self._function[grid](*args, **self._config.kwargs)
 
 
 class _Libdevice:
-    """What a GPU's own library of functions does, by NumPy: Triton's interpreter has none."""
+    """What a GPU's own library of functions does, by torch: Triton's interpreter has none."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         interpreter = importlib.import_module("triton.runtime.interpreter")
         language = importlib.import_module("triton.language")
-        function = {"rsqrt": lambda x: 1 / np.sqrt(x), "pow": np.power}.get(name) or getattr(np, name)
 
         def call(*args: Any) -> Any:
-            given = [each.handle for each in args]
-            data, kind = function(*(each.data for each in given)), given[0].dtype
-            kind = language.int32 if data.dtype == np.bool_ else kind
-            data = data.astype(np.int32 if data.dtype == np.bool_ else given[0].data.dtype)
-            block = language.block_type(kind, list(data.shape)) if args[0].type.is_block() else kind
-            return language.tensor(interpreter.TensorHandle(data, kind), block)
+            given = [torch.from_numpy(np.asarray(each.handle.data)) for each in args]
+            result, kind = getattr(torch, name)(*given), args[0].handle.dtype
+            if result.dtype == torch.bool:
+                result, kind = result.int(), language.int32
+            is_block = args[0].type.is_block()
+            shaped = language.block_type(kind, list(result.shape)) if is_block else kind
+            return language.tensor(interpreter.TensorHandle(result.numpy(), kind), shaped)
 
         return call
 
@@ -133,10 +142,14 @@ def _without_tuning(
 
 
 @contextmanager
-def writing_for_a_gpu() -> Iterator[list[GPUCode]]:
+def writing_for_a_gpu(*, backwards: bool = False) -> Iterator[list[GPUCode]]:
     """Let `Compiled` write for a GPU, given a CPU's tensors and "cuda" as their device.
 
     To be combined with `mtrl.dispatch.as_on_a_gpu`.
+
+    Args:
+        backwards: Run a kernel's programs from the last to the first. What comes of it must be the
+            same, as on a GPU they run in any order.
 
     Yields:
         What was written so far.
@@ -151,7 +164,7 @@ def writing_for_a_gpu() -> Iterator[list[GPUCode]]:
         kernels.clear()
         # Constants that it folds it computes where they are needed.
         options = options | {"joint_graph_constant_folding": False}
-        with _told_of_a_gpu(kernels):
+        with _told_of_a_gpu(kernels, backwards):
             result, modules = compile_as_ever(_moved(graph), _fakes(inputs), options)
         written.append(GPUCode(result, modules[-1], dict(kernels)))
         return written[-1], modules
@@ -164,14 +177,14 @@ def writing_for_a_gpu() -> Iterator[list[GPUCode]]:
 
 
 @contextmanager
-def _told_of_a_gpu(kernels: dict[str, Kernel]) -> Iterator[None]:
+def _told_of_a_gpu(kernels: dict[str, Kernel], backwards: bool) -> Iterator[None]:
     hints = importlib.import_module("torch._inductor.runtime.hints")
     about = hints.DeviceProperties(type="cuda", index=0, cc=90, **H100)
     told = SimpleNamespace(**H100, name="H100", gcnArchName="", minor=0, total_memory=80 << 30)
 
     def kernel(_: Any, name: str, source: str, device_str: str = "cuda") -> Kernel:
         del device_str
-        return kernels.setdefault(name, Kernel(name, source))
+        return kernels.setdefault(name, Kernel(name, source, backwards=backwards))
 
     replaced: dict[str, dict[str, Any]] = {
         "torch._inductor.runtime.hints": {"DeviceProperties.create": lambda _: about},

@@ -328,7 +328,9 @@ def _torch_compiler() -> Any:
 @dispatch.operator(
     "(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] first_moments, "
     "Tensor(c!)[] second_moments, Tensor[] steps, float lr, Tensor? tensor_lr, float beta1, "
-    "float beta2, float eps, Tensor? found_inf) -> ()"
+    "float beta2, float eps, Tensor? found_inf) -> ()",
+    # Else the compiler may copy a parameter to itself, for the stride of a dimension of one, and fail.
+    tags=[torch.Tag.flexible_layout],
 )
 def _adam(
     parameters: list[Tensor],
@@ -344,10 +346,15 @@ def _adam(
     found_inf: Tensor | None,
 ) -> Callable[[], object]:
     """Call torch's kernel, which is ten times as fast as what the compiler would make of it."""
-    return functools.partial(
+    kept = [*parameters, *first_moments, *second_moments]
+    if not all(tensor.is_contiguous() for tensor in kept):
+        raise ValueError("parameters and moments must each lie in one piece")
+    calls = dispatch.InTurn()
+    given = [calls.contiguous(gradient) for gradient in gradients]
+    step = functools.partial(
         torch._fused_adam_,
         parameters,
-        gradients,
+        given,
         first_moments,
         second_moments,
         [],
@@ -361,6 +368,8 @@ def _adam(
         maximize=False,
         found_inf=found_inf,
     )
+    calls.append(step)
+    return calls
 
 
 def _fused_adam(

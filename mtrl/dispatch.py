@@ -91,7 +91,7 @@ def traced() -> contextlib.AbstractContextManager[None]:
 
 
 def operator(
-    schema: str, room: Callable[..., R] | None = None
+    schema: str, room: Callable[..., R] | None = None, tags: Sequence[torch.Tag] = ()
 ) -> Callable[[Callable[..., Callable[[], object]]], Operator[R]]:
     """Make of a function an operation, which stays one where it is traced.
 
@@ -103,8 +103,9 @@ def operator(
         schema: Its arguments and results, as torch writes them; those that it writes to are marked,
             as in "(Tensor(a!) total, Tensor summand) -> ()".
         room: Allocates the results, from the arguments; None if there are none.
+        tags: What a compiler is to know of it.
     """
-    return functools.partial(Operator[R], schema, room)
+    return functools.partial(Operator[R], schema, room, tags)
 
 
 class Operator(Generic[R]):
@@ -119,13 +120,14 @@ class Operator(Generic[R]):
         self,
         schema: str,
         room: Callable[..., R] | None,
+        tags: Sequence[torch.Tag],
         prepare: Callable[..., Callable[[], object]],
     ) -> None:
         functools.update_wrapper(self, prepare)
         self._prepare = prepare
         self.room = room
         name = prepare.__name__.strip("_")
-        _library.define(f"{name}{schema}")
+        _library.define(f"{name}{schema}", tags=tags)
         for device in ("CPU", "CUDA"):
             _library.impl(name, self.straight, device)
         torch.library.register_fake(f"mtrl::{name}", room or (lambda *_: None), lib=_library)
@@ -174,7 +176,7 @@ class InTurn(list[Callable[[], object]]):
         dtype = dtype or tensor.dtype
         if tensor.is_contiguous() and tensor.dtype == dtype:
             return tensor
-        copy = torch.empty(tensor.shape, dtype=dtype)
+        copy = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
         self.append(functools.partial(copy.copy_, tensor))
         return copy
 
