@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -88,22 +90,14 @@ class Kernel:
     def __init__(self, name: str, source: str, *, backwards: bool) -> None:
         self.source = source
         self._backwards = backwards
-        inductor = importlib.import_module("torch._inductor.codecache")
-        self._heuristics = importlib.import_module("torch._inductor.runtime.triton_heuristics")
-        helpers = importlib.import_module("torch._inductor.runtime.triton_helpers")
-        with (
-            patch.object(self._heuristics, "cached_autotune", _without_tuning),
-            patch.object(helpers, "set_driver_to_gpu", lambda: None),
-        ):
-            module = inductor.PyCodeCache.load(source)
-        module.libdevice = _Libdevice()
-        self._function, self._config, self._about = getattr(module, name)
+        self._function, self._config, self._about, _ = _load(name, source)
 
     def run(self, *args: Any, stream: int) -> None:
         """Interpret all programs of a launch."""
         del stream
+        heuristics = importlib.import_module("torch._inductor.runtime.triton_heuristics")
         sizes = dict(zip(self._function.arg_names, args, strict=False)) | self._config.kwargs
-        grid = self._heuristics.GridExpr.from_meta(self._about, self._config).eval_slow(sizes)
+        grid = heuristics.GridExpr.from_meta(self._about, self._config).eval_slow(sizes)
         builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
         number = builder.set_grid_idx
 
@@ -113,6 +107,47 @@ class Kernel:
 
         with patch.object(builder, "set_grid_idx", numbered):
             self._function[grid](*args, **self._config.kwargs)
+
+
+def _load(name: str, source: str) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+    """Load a kernel.
+
+    Returns:
+        It, the first of the ways to launch it that the compiler would try, and what it says about
+        the kernel, for itself and for Triton.
+    """
+
+    def without_tuning(_: Any, configs: Sequence[Any], *about: Any, **named: Any) -> Any:
+        for_triton = named["triton_meta"] if "triton_meta" in named else about[0]
+        return lambda function: (function, configs[0], named["inductor_meta"], for_triton)
+
+    heuristics = importlib.import_module("torch._inductor.runtime.triton_heuristics")
+    helpers = importlib.import_module("torch._inductor.runtime.triton_helpers")
+    with (
+        patch.object(heuristics, "cached_autotune", without_tuning),
+        patch.object(helpers, "set_driver_to_gpu", lambda: None),
+    ):
+        cache = importlib.import_module("torch._inductor.codecache").PyCodeCache
+        module = cache.load(source)
+    if os.environ["TRITON_INTERPRET"] == "1":
+        module.libdevice = _Libdevice()
+    loaded: tuple[Any, Any, dict[str, Any], dict[str, Any]] = getattr(module, name)
+    return loaded
+
+
+def compile_for_a_gpu(name: str, source: str) -> int:
+    """Return how many bytes of an H100's machine code a kernel takes, if nothing is interpreted."""
+    triton = importlib.import_module("triton")
+    backend = importlib.import_module("triton.backends.compiler")
+    function, config, _, about = _load(name, source)
+    compiled = triton.compile(
+        triton.compiler.ASTSource(
+            *(function, about["signature"], about["constants"] | config.kwargs, about["configs"][0])
+        ),
+        target=backend.GPUTarget("cuda", 90, H100["warp_size"]),
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+    )
+    return len(compiled.asm["cubin"])
 
 
 class _Libdevice:
@@ -132,13 +167,6 @@ class _Libdevice:
             return language.tensor(interpreter.TensorHandle(result.numpy(), kind), shaped)
 
         return call
-
-
-def _without_tuning(
-    size_hints: Any, configs: Sequence[Any], *_: Any, inductor_meta: dict[str, Any], **__: Any
-) -> Callable[[Any], tuple[Any, Any, dict[str, Any]]]:
-    """Take the first of the ways to launch a kernel that the compiler would try."""
-    return lambda function: (function, configs[0], inductor_meta)
 
 
 @contextmanager
@@ -235,3 +263,8 @@ def _moved(graph: GraphModule) -> GraphModule:
         node.args = tuple(GPU if isinstance(each, torch.device) else each for each in node.args)
     graph.recompile()
     return graph
+
+
+if __name__ == "__main__":
+    # Triton interprets or compiles, as it is told when it is imported.
+    print(sum(compile_for_a_gpu(*each) for each in json.load(sys.stdin).items()))

@@ -193,10 +193,11 @@ def test_small_state_is_read_anew_in_each_call():
 
 
 def test_without_a_compiler_there_is_a_remedy(tmp_path, monkeypatch):
-    compiler_version()
+    cpu = torch.device("cpu")
+    compiler_version(cpu)
     nothing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with nothing, pytest.raises(UserError, match=r"C\+\+.*--no-compile"):
-        compiler_version()
+        compiler_version(cpu)
     broken = tmp_path / "g++"  # as where there are no headers
     broken.write_text(
         "#!/bin/sh\n[ $1 = --version ] && exit\necho fatal error: none such >&2; exit 1"
@@ -205,4 +206,4 @@ def test_without_a_compiler_there_is_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(broken))
     broken = torch._inductor.config.patch({"cpp.cxx": (str(broken),)})
     with broken, pytest.raises(UserError, match=r"fatal error: none such.*--no-compile"):
-        compiler_version()
+        compiler_version(cpu)

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from mtrl.types import Batch
 
 pytest.importorskip("triton")
 
+import gpu_code
 from gpu_code import GPUCode, writing_for_a_gpu
 
 pytestmark = [
@@ -93,3 +95,36 @@ def test_it_is_the_update(options, backwards):
         written.agent.state_dict(), eager.agent.state_dict(), rtol=1e-4, atol=1e-5
     )
     assert written.agent.critic_optimizer.steps == (1 if options.get("reset_every") else 3)
+
+
+def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16():
+    options = {"dtype": torch.bfloat16, "residual": True, "critic_width": 32, "critic_depth": 3}
+    written, eager = Learner(**options), Learner(**options)
+    compiled, code = write(written, backwards=True)
+    assert any("*bf16" in kernel.source for kernel in code.kernels.values())
+    with dispatch.as_on_a_gpu():
+        actual, expected = compiled(), eager.update()
+    for name in ("train/critic_loss", "train/actor_loss", "gradients/critic/norm"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=3e-2, atol=1e-3)
+
+
+def test_its_kernels_compile_for_a_gpu(tmp_path):
+    """What compiles them for an H100 comes with Triton; see `benchmarks/launches.py` for more."""
+    _, code = write(Learner())
+    launches = code.launches()
+    in_triton = {name for name in launches if name.startswith("triton_")}
+    assert in_triton == code.kernels.keys()
+    assert launches["torch.ops.mtrl.project"] == launches["torch.ops.mtrl.learn"] == 2
+    assert launches.total() < 150  # of three hundred
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    sources = {name: kernel.source for name, kernel in code.kernels.items()}
+    run = subprocess.run(
+        [sys.executable, "-m", "gpu_code"],
+        cwd=Path(gpu_code.__file__).parent,
+        input=json.dumps(sources),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 1000 * len(sources)
