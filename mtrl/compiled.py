@@ -70,6 +70,9 @@ class Compiled:
             what it draws are new tensors, from generators that it names.
         device: Where it works.
 
+    Attributes:
+        draws: What draws the update's random numbers, in its order.
+
     Raises:
         UserError: What the compiler needs is missing (see `compiler_version`), or it fails.
         ValueError: The update draws in another way.
@@ -98,7 +101,7 @@ class Compiled:
         self._names = names
         graph, self._inputs = _lift_tensors(traced)
         places = {_place(tensor): number for number, tensor in enumerate(self._inputs)}
-        self._draws = [
+        self.draws = [
             _into(draw, self._inputs[places[_place(drawn)]]) for draw, drawn in rehearsal.draws
         ]
         function, modules = _compile(graph, self._inputs, _OPTIONS[device.type])
@@ -112,7 +115,7 @@ class Compiled:
             Its metrics, which the next call overwrites.
         """
         with torch.no_grad():
-            for draw in self._draws:
+            for draw in self.draws:
                 draw()
             return dict(zip(self._names, self._function(*self._inputs), strict=True))
 
@@ -126,7 +129,7 @@ def compiler_version(device: torch.device) -> str:
     """
     if device.type == "cuda":
         if not dispatch.triton_works():
-            raise UserError("`--compile` needs Triton on a GPU (see above), or give `--no-compile`.")
+            raise UserError(f"`--compile` needs Triton on a GPU, which fails: {REMEDY}.")
         return f"Triton {importlib.metadata.version('triton')}"
     inductor = _torch_compiler()
     headers = [f"-I{sysconfig.get_path('include')}", "-fsyntax-only", "-x", "c++", "-"]
@@ -329,7 +332,7 @@ def _torch_compiler() -> Any:
     "(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] first_moments, "
     "Tensor(c!)[] second_moments, Tensor[] steps, float lr, Tensor? tensor_lr, float beta1, "
     "float beta2, float eps, Tensor? found_inf) -> ()",
-    # Else the compiler may copy a parameter to itself, for the stride of a dimension of one, and fail.
+    # Else it may copy a parameter to itself, for the stride of a dimension of one, and fail.
     tags=[torch.Tag.flexible_layout],
 )
 def _adam(

@@ -8,6 +8,7 @@ sees each as one operation.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -35,14 +36,10 @@ def _block(count: int) -> int:
     return max(16, int(triton.next_power_of_2(count)))
 
 
-def _launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> Callable[[], object]:
-    """Return the call that runs so many programs of a kernel, where its first argument lies."""
-
-    def launch() -> None:
-        with torch.cuda.device_of(args[0]):
-            kernel[(programs,)](*args, **constants, num_warps=1)
-
-    return launch
+def _launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
+    """Run so many programs of a kernel, where its first argument lies."""
+    with torch.cuda.device_of(args[0]):
+        kernel[(programs,)](*args, **constants, num_warps=1)
 
 
 def _room_for_coefficients(
@@ -58,8 +55,10 @@ def project(
 ) -> Callable[[], object]:
     """Walk PCGrad's projections; see `mtrl.weighting.pcgrad.project`."""
     K, M = order.shape
-    given = gramian.contiguous(), order.contiguous(), coefficients
-    return _launch(_project, K, *given, K, M, BLOCK=_block(K))
+    calls = dispatch.InTurn()
+    given = calls.contiguous(gramian), calls.contiguous(order), coefficients
+    calls.append(functools.partial(_launch, _project, K, *given, K, M, BLOCK=_block(K)))
+    return calls
 
 
 @_kernel
@@ -107,17 +106,20 @@ def learn(
         learning_rate: Adam's.
     """
     K = len(losses)
-    return _launch(
-        *(_learn, 1, gramian.contiguous(), losses.contiguous(), *state, K),
-        ALPHA=alpha,
-        LEARNING_RATE=learning_rate,
-        LOSS_FLOOR=gradnorm.LOSS_FLOOR,
-        FIRST_DECAY=gradnorm.FIRST_DECAY,
-        SECOND_DECAY=gradnorm.SECOND_DECAY,
-        EPSILON=gradnorm.EPSILON,
-        MINIMUM=gradnorm.MINIMUM_WEIGHT,
-        BLOCK=_block(K),
-    )
+    calls = dispatch.InTurn()
+    given = calls.contiguous(gramian), calls.contiguous(losses), *state
+    constants = {
+        "ALPHA": alpha,
+        "LEARNING_RATE": learning_rate,
+        "LOSS_FLOOR": gradnorm.LOSS_FLOOR,
+        "FIRST_DECAY": gradnorm.FIRST_DECAY,
+        "SECOND_DECAY": gradnorm.SECOND_DECAY,
+        "EPSILON": gradnorm.EPSILON,
+        "MINIMUM": gradnorm.MINIMUM_WEIGHT,
+        "BLOCK": _block(K),
+    }
+    calls.append(functools.partial(_launch, _learn, 1, *given, K, **constants))
+    return calls
 
 
 @_kernel
@@ -208,7 +210,10 @@ def summarise(
 ) -> Callable[[], object]:
     """Find conflict rate, smallest cosine and norms; see `mtrl.metrics.conflict_metrics`."""
     K = len(gramian)
-    return _launch(_summarise, 1, gramian.float().contiguous(), summary, K, BLOCK=_block(K))
+    calls = dispatch.InTurn()
+    given = calls.contiguous(gramian, torch.float32), summary
+    calls.append(functools.partial(_launch, _summarise, 1, *given, K, BLOCK=_block(K)))
+    return calls
 
 
 @_kernel

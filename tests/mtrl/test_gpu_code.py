@@ -54,9 +54,7 @@ class Learner:
         for _ in range(3):
             normal = torch.randn(4, K, 3, O, generator=draw)
             actions, rewards, ends = normal[1, ..., :A].tanh(), normal[2, ..., 0], torch.zeros(K, 3)
-            self.replay.add(
-                Batch(normal[0], actions, rewards, normal[3], ends, torch.ones(K, 3))
-            )
+            self.replay.add(Batch(normal[0], actions, rewards, normal[3], ends, torch.ones(K, 3)))
         self._batch_size = batch_size
         self._guard = Guard([f"task {k}" for k in range(K)], 3)
 

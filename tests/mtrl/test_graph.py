@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import types
+
 import pytest
 import torch
 from torch import Tensor
@@ -51,9 +54,17 @@ class Learner:
         )
 
 
-def _compare(device: str, calls: int, reset_every: int, **tolerance: float) -> None:
+def _compare(
+    device: str, calls: int, reset_every: int, *, compiled: bool = False, **tolerance: float
+) -> None:
     together, one_by_one = (Learner(device, reset_every) for _ in range(2))
-    updates = Updates(together.update, at_once=4, generators=together.generators, device=device)
+    updates = Updates(
+        together.update,
+        at_once=4,
+        generators=together.generators,
+        device=device,
+        compiled=compiled,
+    )
     for count in (4, 1, 9, 3, 8, 4)[:calls]:
         metrics = updates(count)
         for _ in range(count):
@@ -73,9 +84,10 @@ def test_a_call_takes_its_updates_in_order(reset_every):
 
 
 @needs_cuda
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("reset_every", [0, 11])
-def test_a_captured_graph_repeats_the_eager_update(reset_every):
-    _compare("cuda", calls=6, reset_every=reset_every, rtol=1e-4, atol=1e-5)
+def test_a_captured_graph_repeats_the_eager_update(reset_every, compiled):
+    _compare("cuda", calls=6, reset_every=reset_every, compiled=compiled, rtol=1e-4, atol=1e-5)
 
 
 @needs_cuda
@@ -105,3 +117,54 @@ def test_the_heap_is_seen_to_once_after_the_first_update(monkeypatch):
     assert updates(1)["number"] == 1
     assert updates(5)["number"] == 7
     assert events == ["update", "heap", *["update"] * 5]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu_updates_are_compiled_once_warmed_up_captured_and_replayed(monkeypatch, compiled):
+    """The order of things alone: what they do only a GPU shows, in the tests above."""
+    events, draws = [], torch.Generator()
+
+    class Graph:
+        def register_generator_state(self, generator):
+            events.append(generator)
+
+        def replay(self):
+            events.append("replay")
+
+    @contextlib.contextmanager
+    def capturing(graph):
+        assert isinstance(graph, Graph)
+        events.append("capture")
+        yield
+
+    def update():
+        events.append("update")
+        return {"number": torch.tensor(len(events))}
+
+    def compile_update(function, device):
+        assert (function, device.type) == (update, "cuda")
+        events.append("compile")
+        return function
+
+    stream = types.SimpleNamespace(wait_stream=lambda _: None)
+    monkeypatch.setattr("mtrl.graph.Compiled", compile_update)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    updates = Updates(update, at_once=2, generators=[draws], device="cuda", compiled=compiled)
+    began = ["compile"] * compiled
+    updates(5)
+    assert events == began + ["update"] * 5  # two, two and one: as many calls as warm up
+    events.clear()
+    updates(5)
+    both, one = ([draws, "capture", *["update"] * count, "replay"] for count in (2, 1))
+    assert events == [*both, "replay", *one]
+    events.clear()
+    assert updates(3)["number"] == 9  # where the graph of one has left it
+    assert events == ["replay", "replay"]
+    updates.forget()
+    events.clear()
+    updates(1)
+    assert events == [*began, "update"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 
 import numpy as np
@@ -182,7 +183,7 @@ def _with_zeros():
 def _moments():
     state = [[torch.rand(3, 2), torch.rand(4)] for _ in range(4)]
     steps = [torch.randint(1, 9, ()).float() for _ in range(2)]
-    return *state, steps, torch.rand((), dtype=torch.float64), 0.9, 0.999, 1e-5, None
+    return *state, steps, 0.0, torch.rand((), dtype=torch.float64), 0.9, 0.999, 1e-5, None
 
 
 def _gradnorm():
@@ -244,11 +245,22 @@ IN_TILES = {
 }
 
 
+IN_TRITON = {
+    "project": OPERATIONS["project_one_by_one"],
+    "learn": OPERATIONS["learn_in_one_call"],
+    "summarise": OPERATIONS["summary"],
+}
+if importlib.util.find_spec("triton") is None:
+    IN_TRITON.clear()
+else:  # they become operations
+    importlib.import_module("mtrl.triton_kernels")
+
+
 needs_tiles = pytest.mark.skipif(not instructions.available(), reason="the processor has no tiles")
 
 
 def test_all_operations_are_tested():
-    assert dispatch.operators.keys() == OPERATIONS.keys() | IN_TILES.keys()
+    assert dispatch.operators.keys() == OPERATIONS.keys() | IN_TILES.keys() | IN_TRITON.keys()
 
 
 def _is_several(value):
@@ -284,13 +296,13 @@ def _results(name, args, results):
 @pytest.mark.parametrize("layout", [torch.Tensor.clone, _in_pieces], ids=["whole", "in pieces"])
 @pytest.mark.parametrize(
     "name",
-    [*OPERATIONS, *(pytest.param(name, marks=needs_tiles) for name in IN_TILES)],
+    [*OPERATIONS, *IN_TRITON, *(pytest.param(name, marks=needs_tiles) for name in IN_TILES)],
 )
 def test_a_prepared_operation_reads_what_is_there_when_it_is_called(name, layout):
     if layout is _in_pieces and name in ("adam", "weighted_sums", "read_rows"):
         pytest.skip("what it is given was allocated in one piece")
     torch.manual_seed(0)
-    operator, draw = dispatch.operators[name], (OPERATIONS | IN_TILES)[name]
+    operator, draw = dispatch.operators[name], (OPERATIONS | IN_TRITON | IN_TILES)[name]
     args = _mapped(draw(), layout)
     results = None if operator.room is None else operator.room(*args)
     call = operator.prepared(args, results)
