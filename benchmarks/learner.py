@@ -13,8 +13,9 @@ measured in the same turns), and peak memory.
     python benchmarks/learner.py --only ours pcgrad gradnorm surgery --nets norm --batches 32
     python benchmarks/learner.py --nets categorical --tasks 10 --batches 16 32 --only ours eager
     python benchmarks/learner.py --memory                   # MT50 with critics 1024 wide
-    python benchmarks/learner.py --device cuda --nets wide --batches 128 --only ours compiled \
-        "compiled surgery" "compiled sampled" "compiled surgery bf16" eager
+    python benchmarks/learner.py --device cuda --nets wide --batches 128 --only ours captured \
+        "captured surgery" compiled "compiled surgery" "compiled sampled" "compiled surgery bf16" \
+        eager
 
 The others need `pip install -e '.[peers]'`; one that cannot run says so in the table.
 """
@@ -36,7 +37,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from learner_peers import BASES, BF16, CONTESTANTS, PRODUCTS, Shape, least_operations
+from learner_peers import BASES, BF16, CAPTURED, CONTESTANTS, PRODUCTS, Shape, least_operations
 from rich.console import Console
 from rich.table import Table
 
@@ -51,7 +52,7 @@ NETS = {
     "norm": (256, 2, True, False),
     "categorical": (256, 2, True, True),
 }
-BUILDERS = CONTESTANTS | BF16 | PRODUCTS
+BUILDERS = CONTESTANTS | BF16 | CAPTURED | PRODUCTS
 TURN, PATIENCE = 0.3, 3.0  # seconds
 
 

@@ -118,6 +118,7 @@ def _ours(
     actor: str,
     *,
     compiled: bool = False,
+    captured: bool = False,
     dtype: torch.dtype = torch.float32,
     sampled: bool = False,
 ) -> Builder:
@@ -130,10 +131,10 @@ def _ours(
         def update() -> dict[str, torch.Tensor]:
             return agent.update(replay.sample(shape.B) if replay else batch)
 
-        if not compiled:
+        if not (compiled or captured):
             return update
         updates = Updates(
-            update, at_once=1, generators=generators, device=shape.device, compiled=True
+            update, at_once=1, generators=generators, device=shape.device, compiled=compiled
         )
         return lambda: updates(1)
 
@@ -250,7 +251,15 @@ CONTESTANTS: dict[str, Builder] = {
     "vmap of grad": _eager("vmap"),
 }
 """Builders of updates by name. What they learn from is given, but for those that are `sampled`;
-`sampling` alone draws it. On a GPU those that are `compiled` are CUDA graphs."""
+`sampling` alone draws it. On a GPU those that are `compiled` are captured as well."""
+
+CAPTURED: dict[str, Builder] = {
+    "captured": _ours("uniform", "uniform", captured=True),
+    "captured surgery": _ours(BOTH, BOTH, captured=True),
+    "captured sampled": _ours("uniform", "uniform", captured=True, sampled=True),
+    "captured surgery bf16": _ours(BOTH, BOTH, captured=True, dtype=torch.bfloat16),
+}
+"""CUDA graphs of updates as they are. On a CPU these are the updates themselves."""
 
 BF16: dict[str, Builder] = {
     "ours bf16": _ours("uniform", "uniform", dtype=torch.bfloat16),
@@ -276,6 +285,7 @@ BASES = {
     "surgery bf16": "ours bf16",
     "compiled surgery bf16": "compiled bf16",
     "compiled sampled": "compiled",
+    **dict.fromkeys(("captured surgery", "captured sampled"), "captured"),
     "compiled sampled bf16": "compiled bf16",
     **dict.fromkeys(
         ("eager, K passes", "torchjd autojac", "torchjd autogram", "vmap of grad"), "eager"
