@@ -38,7 +38,7 @@ class Schedule:
     overlap: bool = False
     """Learn while the environments take their next step, from what was there before it."""
     compile: bool = False
-    """Compile updates, on a CPU; see `mtrl.compiled`."""
+    """Compile updates; see `mtrl.compiled`."""
 
     def updates_after(self, env_steps: int, num_tasks: int) -> int:
         """Return how many updates must have happened after so many environment steps."""

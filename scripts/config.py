@@ -64,8 +64,8 @@ class Config:
     overlap: bool = True
     """Learn while the environments take their next step, from what was there before it."""
     compile: bool = False
-    """Compile an update to one function, on a CPU: half a minute at the start, for updates that
-    take 0.4 to 0.7 of the time. Needs g++ or clang++. On a GPU updates are CUDA graphs anyway."""
+    """Compile an update to one function: half a minute at the start, for updates that take 0.3 to
+    0.7 of the time on a CPU, and a third of the launches on a GPU. Needs g++ or clang++."""
     agent: SACConfig = field(default_factory=lambda: SACConfig(**PRESETS["default"].agent))
     """Networks, losses, weightings."""
     batch_size: int = 32
