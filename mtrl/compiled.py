@@ -44,7 +44,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         # What it chose by timing it, it might choose otherwise when a run is resumed.
         "deterministic": True,
         "shape_padding": False,
-        "combo_kernels": True,  # of loops that need nothing of each other: launches are what costs
+        # Launches are what costs: loops that need nothing of each other are one kernel, and what is
+        # joined, as J's parts are, is written by one.
+        "combo_kernels": True,
+        "force_pointwise_cat": True,
     },
 }
 """What the compiler is asked for, by kind of device."""
