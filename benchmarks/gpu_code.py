@@ -5,8 +5,9 @@ them the compiler needs to know little of a GPU, and is told of an H100 here. Wh
 then run on a CPU's numbers: kernels by Triton's interpreter, slowly, and all else as it stands.
 Torch's build for CPUs will do.
 
-Nothing is known here of how long anything takes on a GPU, of memory that several programs of a
-kernel reach for at once, or of CUDA graphs.
+Nothing is known here of how long anything takes on a GPU, of how it rounds, of memory that several
+programs of a kernel reach for in the same moment, or of CUDA graphs. Constants are not folded, as
+that happens on the GPU.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
-from mtrl import compiled
+from mtrl import compiled, products
+
+if not torch.cuda.is_available():  # read when Triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 GPU = torch.device("cuda", 0)
 
@@ -47,6 +49,8 @@ class GPUCode:
     Attributes:
         text: Of the module that the compiler wrote.
         kernels: Those of its kernels that are in Triton, by name.
+        backwards: Run a kernel's programs from the last to the first. What comes of it must be the
+            same, as on a GPU they run in any order.
     """
 
     def __init__(
@@ -54,10 +58,13 @@ class GPUCode:
     ) -> None:
         self._function, self._module = function, module
         self.kernels = kernels
+        self.backwards = False
         self.text = Path(str(module.__file__)).read_text()
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Run it."""
+        for kernel in self.kernels.values():
+            kernel.backwards = self.backwards
         cpu = importlib.import_module("torch._C._dynamo.guards")._empty_strided_cpu
         with (
             patch.object(self._module, "empty_strided_cuda", cpu),
@@ -85,41 +92,44 @@ class Kernel:
 
     Attributes:
         source: Its text, with how it is to be launched.
+        configs: The ways to launch it that the compiler would try, of which the first is taken.
+        backwards: As `GPUCode` has it.
     """
 
-    def __init__(self, name: str, source: str, *, backwards: bool) -> None:
+    def __init__(self, name: str, source: str) -> None:
         self.source = source
-        self._backwards = backwards
-        self._function, self._config, self._about, _ = _load(name, source)
+        self.backwards = False
+        self._function, self.configs, self._about, _ = _load(name, source)
 
     def run(self, *args: Any, stream: int) -> None:
         """Interpret all programs of a launch."""
         del stream
         heuristics = importlib.import_module("torch._inductor.runtime.triton_heuristics")
-        sizes = dict(zip(self._function.arg_names, args, strict=False)) | self._config.kwargs
-        grid = heuristics.GridExpr.from_meta(self._about, self._config).eval_slow(sizes)
+        config = self.configs[0]
+        sizes = dict(zip(self._function.arg_names, args, strict=False)) | config.kwargs
+        grid = heuristics.GridExpr.from_meta(self._about, config).eval_slow(sizes)
         builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
         number = builder.set_grid_idx
 
         def numbered(*place: int) -> None:
             last = (size - 1 - each for size, each in zip(grid, place, strict=False))
-            number(*((*last, 0, 0)[:3] if self._backwards else place))
+            number(*((*last, 0, 0)[:3] if self.backwards else place))
 
         with patch.object(builder, "set_grid_idx", numbered):
-            self._function[grid](*args, **self._config.kwargs)
+            self._function[grid](*args, **config.kwargs)
 
 
-def _load(name: str, source: str) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+def _load(name: str, source: str) -> tuple[Any, Sequence[Any], dict[str, Any], dict[str, Any]]:
     """Load a kernel.
 
     Returns:
-        It, the first of the ways to launch it that the compiler would try, and what it says about
-        the kernel, for itself and for Triton.
+        It, the ways to launch it that the compiler would try, and what it says about the kernel,
+        for itself and for Triton.
     """
 
     def without_tuning(_: Any, configs: Sequence[Any], *about: Any, **named: Any) -> Any:
         for_triton = named["triton_meta"] if "triton_meta" in named else about[0]
-        return lambda function: (function, configs[0], named["inductor_meta"], for_triton)
+        return lambda function: (function, configs, named["inductor_meta"], for_triton)
 
     heuristics = importlib.import_module("torch._inductor.runtime.triton_heuristics")
     helpers = importlib.import_module("torch._inductor.runtime.triton_helpers")
@@ -131,7 +141,7 @@ def _load(name: str, source: str) -> tuple[Any, Any, dict[str, Any], dict[str, A
         module = cache.load(source)
     if os.environ["TRITON_INTERPRET"] == "1":
         module.libdevice = _Libdevice()
-    loaded: tuple[Any, Any, dict[str, Any], dict[str, Any]] = getattr(module, name)
+    loaded: tuple[Any, Sequence[Any], dict[str, Any], dict[str, Any]] = getattr(module, name)
     return loaded
 
 
@@ -139,7 +149,7 @@ def compile_for_a_gpu(name: str, source: str) -> int:
     """Return how many bytes of an H100's machine code a kernel takes, if nothing is interpreted."""
     triton = importlib.import_module("triton")
     backend = importlib.import_module("triton.backends.compiler")
-    function, config, _, about = _load(name, source)
+    function, (config, *_), _, about = _load(name, source)
     compiled = triton.compile(
         triton.compiler.ASTSource(
             *(function, about["signature"], about["constants"] | config.kwargs, about["configs"][0])
@@ -170,14 +180,10 @@ class _Libdevice:
 
 
 @contextmanager
-def writing_for_a_gpu(*, backwards: bool = False) -> Iterator[list[GPUCode]]:
+def writing_for_a_gpu() -> Iterator[list[GPUCode]]:
     """Let `Compiled` write for a GPU, given a CPU's tensors and "cuda" as their device.
 
     To be combined with `mtrl.dispatch.as_on_a_gpu`.
-
-    Args:
-        backwards: Run a kernel's programs from the last to the first. What comes of it must be the
-            same, as on a GPU they run in any order.
 
     Yields:
         What was written so far.
@@ -187,32 +193,33 @@ def writing_for_a_gpu(*, backwards: bool = False) -> Iterator[list[GPUCode]]:
     compile_as_ever = compiled._compile
 
     def compile_for_gpu(
-        graph: GraphModule, inputs: list[Tensor], options: dict[str, Any]
+        graph: GraphModule, inputs: list[Tensor], kind: str
     ) -> tuple[Callable[..., Any], list[ModuleType]]:
         kernels.clear()
-        # Constants that it folds it computes where they are needed.
-        options = options | {"joint_graph_constant_folding": False}
-        with _told_of_a_gpu(kernels, backwards):
-            result, modules = compile_as_ever(_moved(graph), _fakes(inputs), options)
+        with _told_of_a_gpu(kernels):
+            result, modules = compile_as_ever(_moved(graph), _fakes(inputs), kind)
         written.append(GPUCode(result, modules[-1], dict(kernels)))
         return written[-1], modules
 
     with (
         patch.object(compiled, "_compile", compile_for_gpu),
         patch.object(compiled, "compiler_version", lambda _: "Triton"),
+        patch.object(products, "has_bf16", lambda _: True),
+        # Constants that it folds it computes where they are needed.
+        patch.dict(compiled._OPTIONS["cuda"], {"joint_graph_constant_folding": False}),
     ):
         yield written
 
 
 @contextmanager
-def _told_of_a_gpu(kernels: dict[str, Kernel], backwards: bool) -> Iterator[None]:
+def _told_of_a_gpu(kernels: dict[str, Kernel]) -> Iterator[None]:
     hints = importlib.import_module("torch._inductor.runtime.hints")
     about = hints.DeviceProperties(type="cuda", index=0, cc=90, **H100)
     told = SimpleNamespace(**H100, name="H100", gcnArchName="", minor=0, total_memory=80 << 30)
 
     def kernel(_: Any, name: str, source: str, device_str: str = "cuda") -> Kernel:
         del device_str
-        return kernels.setdefault(name, Kernel(name, source, backwards=backwards))
+        return kernels.setdefault(name, Kernel(name, source))
 
     replaced: dict[str, dict[str, Any]] = {
         "torch._inductor.runtime.hints": {"DeviceProperties.create": lambda _: about},
@@ -227,8 +234,8 @@ def _told_of_a_gpu(kernels: dict[str, Kernel], backwards: bool) -> Iterator[None
         },
         "torch._C": {"_cuda_getCurrentRawStream": lambda _: 0},
     }
-    _guard_nothing()
     with ExitStack() as stack:
+        stack.enter_context(_guarding_nothing())
         for module, names in replaced.items():
             for name, new in names.items():
                 owner = importlib.import_module(module)
@@ -239,11 +246,16 @@ def _told_of_a_gpu(kernels: dict[str, Kernel], backwards: bool) -> Iterator[None
         yield
 
 
-def _guard_nothing() -> None:
-    """Let torch's build for CPUs pretend to change the current GPU, as one for GPUs does itself."""
+@contextmanager
+def _guarding_nothing() -> Iterator[None]:
+    """Let torch pretend to change the current GPU: for one it does what it does for a CPU."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
-    guards[1] = guards[1] or guards[0]
+    before, guards[1] = guards[1], guards[0]
+    try:
+        yield
+    finally:
+        guards[1] = before
 
 
 def _fakes(inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -33,7 +33,11 @@ from .recording import Recording
 
 _messages = logging.getLogger("mtrl")
 
-REMEDY = "install g++ or clang++ and Python's headers, or give `--no-compile`"
+REMEDIES = {
+    "cpu": "install g++ or clang++ and Python's headers, or give `--no-compile`",
+    "cuda": "install Triton, a C compiler and Python's headers, or give `--no-compile`",
+}
+"""By kind of device."""
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {
@@ -44,6 +48,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         # What it chose by timing it, it might choose otherwise when a run is resumed.
         "deterministic": True,
         "shape_padding": False,
+        "triton.autotune_pointwise": False,
         # Launches are what costs: loops that need nothing of each other are one kernel, and what is
         # joined, as J's parts are, is written by one.
         "combo_kernels": True,
@@ -107,7 +112,7 @@ class Compiled:
         self.draws = [
             _into(draw, self._inputs[places[_place(drawn)]]) for draw, drawn in rehearsal.draws
         ]
-        function, modules = _compile(graph, self._inputs, _OPTIONS[device.type])
+        function, modules = _compile(graph, self._inputs, device.type)
         # What is recorded here for a CPU, a graph records on a GPU.
         self._function = Recording(function, modules) if device.type == "cpu" else function
 
@@ -132,20 +137,20 @@ def compiler_version(device: torch.device) -> str:
     """
     if device.type == "cuda":
         if not dispatch.triton_works():
-            raise UserError(f"`--compile` needs Triton on a GPU, which fails: {REMEDY}.")
+            raise UserError(f"`--compile` needs Triton, which fails: {REMEDIES['cuda']}.")
         return f"Triton {importlib.metadata.version('triton')}"
-    inductor = _torch_compiler()
+    inductor, remedy = _torch_compiler(), REMEDIES["cpu"]
     headers = [f"-I{sysconfig.get_path('include')}", "-fsyntax-only", "-x", "c++", "-"]
     try:
         compiler = inductor.cpp_builder.get_cpp_compiler()
         told = _run([compiler, "--version"])
     except (inductor.exc.InvalidCxxCompiler, OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"`--compile` needs a C++ compiler, found none: {REMEDY}.") from error
+        raise UserError(f"`--compile` needs a C++ compiler, found none: {remedy}.") from error
     try:
         _run([compiler, *headers], "#include <Python.h>")
     except subprocess.CalledProcessError as error:
         found = _last_line(error.stderr)
-        raise UserError(f"`--compile`: {compiler} fails ({found}): {REMEDY}.") from error
+        raise UserError(f"`--compile`: {compiler} fails ({found}): {remedy}.") from error
     return told.split("\n")[0]
 
 
@@ -260,7 +265,7 @@ def _same_memory(tensor: Tensor) -> Tensor:
 
 
 def _compile(
-    graph: GraphModule, inputs: list[Any], options: dict[str, Any]
+    graph: GraphModule, inputs: list[Any], kind: str
 ) -> tuple[Callable[..., Sequence[Tensor]], list[ModuleType]]:
     """Return a function, and the modules that the compiler has written for it."""
     inductor = _torch_compiler()
@@ -268,7 +273,7 @@ def _compile(
     before = len(modules)
     _forget_operations()
     options = {
-        **options,
+        **_OPTIONS[kind],
         # Its cache of graphs would be unpickled; machine code is found by its source's digest.
         "fx_graph_cache": False,
         "compile_threads": 1,
@@ -284,7 +289,7 @@ def _compile(
             )
         except (inductor.exc.InductorError, inductor.exc.CppCompileError) as error:
             found = _last_line(str(error))
-            raise UserError(f"`--compile` failed ({found}): {REMEDY}.") from error
+            raise UserError(f"`--compile` failed ({found}): {REMEDIES[kind]}.") from error
     return compiled, modules[before:]
 
 

@@ -56,13 +56,17 @@ def project(
     """Walk PCGrad's projections; see `mtrl.weighting.pcgrad.project`."""
     K, M = order.shape
     calls = dispatch.InTurn()
-    given = calls.contiguous(gramian), calls.contiguous(order), coefficients
-    calls.append(functools.partial(_launch, _project, K, *given, K, M, BLOCK=_block(K)))
+    if order.stride(1) != 1:
+        order = calls.contiguous(order)
+    given = calls.contiguous(gramian), order, coefficients, K, M, order.stride(0)
+    calls.append(functools.partial(_launch, _project, K, *given, BLOCK=_block(K)))
     return calls
 
 
 @_kernel
-def _project(gramian, order, coefficients, K, M, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _project(  # type: ignore[no-untyped-def]
+    gramian, order, coefficients, K, M, ORDERS_APART, BLOCK: tl.constexpr
+):
     """Project one task's gradient, as the paper has it."""
     task = tl.program_id(0)
     tasks = tl.arange(0, BLOCK)
@@ -76,7 +80,7 @@ def _project(gramian, order, coefficients, K, M, BLOCK: tl.constexpr):  # type: 
     products = tl.where(tl.max(is_own.to(tl.int32), axis=0) > 0, own, 0.0)
     steps = tl.zeros_like(products)
     for visit in range(M):
-        visited = tl.load(order + task * M + visit)
+        visited = tl.load(order + task * ORDERS_APART + visit)
         is_visited = tasks == visited
         product = tl.sum(tl.where(is_visited, products * inverse, 0.0), axis=0)
         step = tl.where(product < 0, product, 0.0)

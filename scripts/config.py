@@ -64,8 +64,9 @@ class Config:
     overlap: bool = True
     """Learn while the environments take their next step, from what was there before it."""
     compile: bool = False
-    """Compile an update to one function: half a minute at the start, for updates that take 0.3 to
-    0.7 of the time on a CPU, and a third of the launches on a GPU. Needs g++ or clang++."""
+    """Compile an update to one function: half a minute at the start, for updates of ten tasks that
+    take 0.4 to 0.7 of the time on a CPU; large ones gain little. Needs g++ or clang++. On a GPU it
+    is a third of the launches, needs Triton, and has not been run yet."""
     agent: SACConfig = field(default_factory=lambda: SACConfig(**PRESETS["default"].agent))
     """Networks, losses, weightings."""
     batch_size: int = 32

@@ -257,6 +257,7 @@ CAPTURED: dict[str, Builder] = {
     "captured": _ours("uniform", "uniform", captured=True),
     "captured surgery": _ours(BOTH, BOTH, captured=True),
     "captured sampled": _ours("uniform", "uniform", captured=True, sampled=True),
+    "captured bf16": _ours("uniform", "uniform", captured=True, dtype=torch.bfloat16),
     "captured surgery bf16": _ours(BOTH, BOTH, captured=True, dtype=torch.bfloat16),
 }
 """CUDA graphs of updates as they are. On a CPU these are the updates themselves."""
@@ -286,6 +287,7 @@ BASES = {
     "compiled surgery bf16": "compiled bf16",
     "compiled sampled": "compiled",
     **dict.fromkeys(("captured surgery", "captured sampled"), "captured"),
+    "captured surgery bf16": "captured bf16",
     "compiled sampled bf16": "compiled bf16",
     **dict.fromkeys(
         ("eager, K passes", "torchjd autojac", "torchjd autogram", "vmap of grad"), "eager"

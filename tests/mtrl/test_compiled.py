@@ -192,6 +192,15 @@ def test_small_state_is_read_anew_in_each_call():
     assert total == 17
 
 
+def test_for_a_gpu_it_needs_triton(monkeypatch):
+    monkeypatch.setattr("mtrl.dispatch.triton_works", lambda: False)
+    with pytest.raises(UserError, match=r"Triton.*C compiler.*--no-compile"):
+        compiler_version(torch.device("cuda"))
+    monkeypatch.setattr("mtrl.dispatch.triton_works", lambda: True)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"triton": "3.9"}[name])
+    assert compiler_version(torch.device("cuda")) == "Triton 3.9"
+
+
 def test_without_a_compiler_there_is_a_remedy(tmp_path, monkeypatch):
     cpu = torch.device("cpu")
     compiler_version(cpu)

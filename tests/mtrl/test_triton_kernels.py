@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from collections import Counter
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import SAC, SACConfig
-from mtrl import dispatch
+from mtrl import compiled, dispatch  # noqa: F401 - with an operation of its own
 from mtrl.metrics import conflict_metrics
 from mtrl.types import Batch
 from mtrl.weighting.gradnorm import GradNorm
@@ -187,6 +189,21 @@ def test_without_them_there_is_another_way(monkeypatch, caplog):
     dispatch.triton_works.cache_clear()
 
 
+@pytest.mark.parametrize("way", [contextlib.nullcontext, dispatch.traced, dispatch.portable])
+def test_a_gpu_goes_their_way_also_where_it_is_traced(way, monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_works", lambda: True)
+    with FakeTensorMode():
+        there, here = torch.empty(2, device="cuda"), torch.empty(2)
+    with way():
+        assert dispatch.has_triton(there) == (way is not dispatch.portable)
+        assert not dispatch.has_triton(here)
+
+
+def test_torch_knows_them_on_a_gpu():
+    for name in ("project", "learn", "summarise", "adam"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"mtrl::{name}", "CUDA"), name
+
+
 COMPILE = """
 import struct
 import triton
@@ -200,7 +217,7 @@ def compile(kernel, signature, **constants):
     return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
 
 f, d, i = "*fp32", "*fp64", "i32"
-project = {"gramian": f, "order": "*i64", "coefficients": d, "K": i, "M": i}
+project = {"gramian": f, "order": "*i64", "coefficients": d, "K": i, "M": i, "ORDERS_APART": i}
 assert compile(kernels._project, project, BLOCK=64)["cubin"]
 assert compile(kernels._summarise, {"gramian": f, "summary": f, "K": i}, BLOCK=64)["cubin"]
 state = ("weights", "initial_losses", "first_moment", "second_moment", "steps")
