@@ -21,7 +21,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from . import dispatch
-from .weighting import gradnorm
+from .weighting import gradnorm, pcgrad
 
 _INFINITY = tl.constexpr(math.inf)
 
@@ -42,14 +42,7 @@ def _launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
         kernel[(programs,)](*args, **constants, num_warps=1)
 
 
-def _room_for_coefficients(
-    gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]
-) -> Float64[Tensor, "K K"]:
-    del order
-    return gramian.new_empty(gramian.shape, dtype=torch.float64)
-
-
-@dispatch.operator("(Tensor gramian, Tensor order) -> Tensor", _room_for_coefficients)
+@dispatch.operator("(Tensor gramian, Tensor order) -> Tensor", pcgrad.room_for_coefficients)
 def project(
     gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"], coefficients: Float64[Tensor, "K K"]
 ) -> Callable[[], object]:

@@ -150,14 +150,15 @@ def project(gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]) -> Float64
     return _project_in_lock_step(gramian.double(), order)
 
 
-def _room_for_coefficients(
+def room_for_coefficients(
     gramian: Float[Tensor, "K K"], order: Int[Tensor, "K M"]
 ) -> Float64[Tensor, "K K"]:
+    """Allocate what `project` returns."""
     del order
     return gramian.new_empty(gramian.shape, dtype=torch.float64)
 
 
-@dispatch.operator("(Tensor gramian, Tensor order) -> Tensor", _room_for_coefficients)
+@dispatch.operator("(Tensor gramian, Tensor order) -> Tensor", room_for_coefficients)
 def _project_one_by_one(
     gramian: Float[Tensor, "K K"],
     order: Int[Tensor, "K M"],
