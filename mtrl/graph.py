@@ -71,8 +71,9 @@ class Updates:
 
     def _take(self, size: int) -> dict[str, Tensor]:
         if self._one is None:
-            compiled = self._compiled
-            self._one = Compiled(self._update, self._device) if compiled else self._update
+            self._one = self._update
+            if self._compiled:
+                self._one = Compiled(self._update, self._device)
         if self._device.type != "cuda":
             return self._take_on_cpu(self._one, size)
         if self._warm_ups < WARM_UP:

@@ -109,7 +109,7 @@ def test_a_resumed_run_would_be_the_same():
     for name, kernel in code.kernels.items():
         assert len(kernel.configs) == 1, name
         assert "tl.atomic" not in kernel.source, name
-        assert not name.startswith("triton_for_"), name  # see `mtrl.compiled._each`
+        assert not name.startswith("triton_for_"), name  # see `mtrl.decompositions`
 
 
 def test_in_bf16_it_is_the_update_to_the_rounding_of_bf16():

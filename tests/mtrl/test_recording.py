@@ -245,15 +245,14 @@ IN_TILES = {
 }
 
 
-IN_TRITON = {
-    "project": OPERATIONS["project_one_by_one"],
-    "learn": OPERATIONS["learn_in_one_call"],
-    "summarise": OPERATIONS["summary"],
-}
-if importlib.util.find_spec("triton") is None:
-    IN_TRITON.clear()
-else:  # they become operations
-    importlib.import_module("mtrl.triton_kernels")
+IN_TRITON = {}
+if importlib.util.find_spec("triton") is not None:
+    importlib.import_module("mtrl.triton_kernels")  # whose kernels become operations
+    IN_TRITON = {
+        "project": OPERATIONS["project_one_by_one"],
+        "learn": OPERATIONS["learn_in_one_call"],
+        "summarise": OPERATIONS["summary"],
+    }
 
 
 needs_tiles = pytest.mark.skipif(not instructions.available(), reason="the processor has no tiles")

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import SAC, SACConfig
-from mtrl import compiled, dispatch  # noqa: F401 - with an operation of its own
+from mtrl import decompositions, dispatch  # noqa: F401 - with an operation of its own
 from mtrl.metrics import conflict_metrics
 from mtrl.types import Batch
 from mtrl.weighting.gradnorm import GradNorm
