@@ -41,7 +41,7 @@ def mid_run(config: Config, learning: int, simulating: int) -> Iterator[Trainer]
             agent=make_agent(config, environments, device),
             envs=environments,
             replay=replay,
-            schedule=make_schedule(config),
+            schedule=make_schedule(config, device),
             logger=Nowhere(),
             evaluate=lambda _: None,
             save=lambda *_: None,

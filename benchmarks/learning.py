@@ -93,11 +93,11 @@ STUDIES = {
         f"{UNIFORM} {HALF} --total-steps 720000 --warmup-steps 60000 --eval-every 360000 "
         "--log-every 36000 --checkpoint-every 360000",
     ),
-    "mt10_compiled": (0.5, f"--compile {TENTHS}"),
-    "mt10_bf16": (0.5, f"--compile --precision bf16 {TENTHS}"),
+    "mt10_compiled": (0.5, f"--compile on {TENTHS}"),
+    "mt10_bf16": (0.5, f"--compile on --precision bf16 {TENTHS}"),
     "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),  # as "mt10", to its end
     "mt50": (0.5, MT50),
-    "mt50_bf16": (0.5, f"--compile --precision bf16 {MT50}"),
+    "mt50_bf16": (0.5, f"--compile on --precision bf16 {MT50}"),
     "mt50_updates-half": (0.5, f"{HALF} {MT50}"),
     "mt50_uniform": (0.5, f"{UNIFORM} {HALF} {MT50}"),
 } | {

@@ -19,6 +19,7 @@ from default_training import mid_run, seconds_per_step
 from rich.console import Console
 from rich.table import Table
 
+from mtrl.compiled import CompileName
 from mtrl.device import set_threads
 from mtrl.files import write_json_atomic
 from mtrl.provenance import library_versions, machine
@@ -50,7 +51,8 @@ def main() -> None:
     """Measure and report."""
     options = tyro.cli(Options)
     config = Config.for_benchmark((options.benchmark,))
-    config = dataclasses.replace(config, replay_capacity=20_000, compile=options.compile)
+    compiling: CompileName = "on" if options.compile else "off"
+    config = dataclasses.replace(config, replay_capacity=20_000, compile=compiling)
     times: dict[tuple[bool, int, int], list[float]] = {way: [] for way in WAYS}
     with ExitStack() as stack:
         trainers = {

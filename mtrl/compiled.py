@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,11 +32,16 @@ from .decompositions import DECOMPOSITIONS
 from .errors import UserError
 from .recording import Recording
 
+CompileName = Literal["auto", "on", "off"]
+
+WORTH_COMPILING = 20_000
+"""Updates that make up for half a minute: of ten tasks each saves some milliseconds."""
+
 _messages = logging.getLogger("mtrl")
 
 REMEDIES = {
-    "cpu": "install g++ or clang++ and Python's headers, or give `--no-compile`",
-    "cuda": "install Triton, a C compiler and Python's headers, or give `--no-compile`",
+    "cpu": "install g++ or clang++ and Python's headers, or give `--compile off`",
+    "cuda": "install Triton, a C compiler and Python's headers, or give `--compile off`",
 }
 """By kind of device."""
 
@@ -129,26 +134,54 @@ class Compiled:
             return dict(zip(self._names, self._function(*self._inputs), strict=True))
 
 
+def resolve_compile(choice: CompileName, device: torch.device, updates: int) -> bool:
+    """Tell whether to compile updates.
+
+    Args:
+        choice: "auto" is yes on a CPU where a compiler works and updates are many, as a GPU's has
+            not been run on one yet.
+        device: Where they are taken.
+        updates: How many of them a whole run takes, wherever it is resumed.
+
+    Raises:
+        UserError: It is "on", and what it needs is missing (see `compiler_version`).
+    """
+    if choice == "off":
+        return False
+    if choice == "auto" and (device.type != "cpu" or updates < WORTH_COMPILING):
+        return False
+    try:
+        compiler_version(device)
+    except UserError as missing:
+        if choice == "on":
+            raise
+        _messages.info("updates are taken uncompiled, which takes longer: %s", missing)
+        return False
+    return True
+
+
 def compiler_version(device: torch.device) -> str:
     """Name what compiles for a device, which has a say in how results round.
 
     Raises:
-        UserError: For a CPU there is no C++ compiler, or it finds no headers of Python; for a GPU,
-            Triton does not work.
+        UserError: For a CPU there is no C++ compiler, or it lacks Python's headers or what it links
+            with; for a GPU, Triton does not work.
     """
     if device.type == "cuda":
         if not dispatch.triton_works():
             raise UserError(f"`--compile` needs Triton, which fails: {REMEDIES['cuda']}.")
         return f"Triton {importlib.metadata.version('triton')}"
     inductor, remedy = _torch_compiler(), REMEDIES["cpu"]
-    headers = [f"-I{sysconfig.get_path('include')}", "-fsyntax-only", "-x", "c++", "-"]
+    options = ["-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
     try:
         compiler = inductor.cpp_builder.get_cpp_compiler()
         told = _run([compiler, "--version"])
     except (inductor.exc.InvalidCxxCompiler, OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"`--compile` needs a C++ compiler, found none: {remedy}.") from error
     try:
-        _run([compiler, *headers], "#include <Python.h>")
+        with tempfile.TemporaryDirectory(prefix="mtrl-") as folder:
+            library = ["-o", str(Path(folder, "library.so")), "-x", "c++", "-"]
+            _run([compiler, *options, *library], "#include <Python.h>\n#include <omp.h>\n")
     except subprocess.CalledProcessError as error:
         found = _last_line(error.stderr)
         raise UserError(f"`--compile`: {compiler} fails ({found}): {remedy}.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from .compiled import Compiled
+from .errors import UserError
 from .pages import prefer_large_pages_in_heap
+
+_messages = logging.getLogger("mtrl")
 
 _Update = Callable[[], dict[str, Tensor]]
 
@@ -31,7 +35,11 @@ class Updates:
         at_once: n, how many a graph holds. What is left of a number is taken one by one.
         generators: All that `update` draws from; a graph has to know them.
         device: Where `update` works.
-        compiled: Compile the update (`mtrl.compiled.Compiled`), on the same terms.
+        compiled: Compile the update (`mtrl.compiled.Compiled`), on the same terms. Where that
+            fails, they are taken as they are: a run that is resumed has hours to lose.
+
+    Attributes:
+        compiled: Whether updates are compiled, as far as is known.
     """
 
     def __init__(
@@ -44,7 +52,7 @@ class Updates:
         compiled: bool = False,
     ) -> None:
         self._update = update
-        self._compiled = compiled
+        self.compiled = compiled
         self._at_once = at_once
         self._generators = generators
         self._device = torch.device(device)
@@ -71,9 +79,7 @@ class Updates:
 
     def _take(self, size: int) -> dict[str, Tensor]:
         if self._one is None:
-            self._one = self._update
-            if self._compiled:
-                self._one = Compiled(self._update, self._device)
+            self._one = self._compile() if self.compiled else self._update
         if self._device.type != "cuda":
             return self._take_on_cpu(self._one, size)
         if self._warm_ups < WARM_UP:
@@ -84,6 +90,14 @@ class Updates:
         graph, metrics = self._graphs[size]
         graph.replay()
         return metrics
+
+    def _compile(self) -> _Update:
+        try:
+            return Compiled(self._update, self._device)
+        except (OSError, UserError) as fault:  # the former of a full disk
+            _messages.warning("updates are taken uncompiled, which takes longer: %s", fault)
+            self.compiled = False
+            return self._update
 
     def _take_on_cpu(self, update: _Update, size: int) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}

@@ -38,7 +38,7 @@ class Schedule:
     overlap: bool = False
     """Learn while the environments take their next step, from what was there before it."""
     compile: bool = False
-    """Compile updates; see `mtrl.compiled`."""
+    """Compile updates, if that works; see `mtrl.compiled`."""
 
     def updates_after(self, env_steps: int, num_tasks: int) -> int:
         """Return how many updates must have happened after so many environment steps."""
@@ -138,6 +138,11 @@ class Trainer:
             device=self.device,
             compiled=self.schedule.compile,
         )
+
+    @property
+    def compiles(self) -> bool:
+        """Whether updates are compiled, or will be as far as is known."""
+        return self._updates.compiled
 
     def run(self) -> bool:
         """Train to the end of the schedule, or until `stop` says so.

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import envs
 from agents import SACConfig
+from mtrl.compiled import CompileName
 from mtrl.device import PrecisionName
 from mtrl.errors import UserError
 
@@ -63,10 +64,11 @@ class Config:
     for half of the cores."""
     overlap: bool = True
     """Learn while the environments take their next step, from what was there before it."""
-    compile: bool = False
+    compile: CompileName = "auto"
     """Compile an update to one function: half a minute at the start, for updates of ten tasks that
-    take 0.4 to 0.7 of the time on a CPU; large ones gain little. Needs g++ or clang++. On a GPU it
-    is a third of the launches, needs Triton, and has not been run yet."""
+    take 0.4 to 0.7 of the time on a CPU; large ones gain little in fp32. Needs g++ or clang++; auto
+    compiles where there is one, if a run has at least 20000 updates. On a GPU, where only "on"
+    compiles, it is a third of the launches, needs Triton, and has not been run yet."""
     agent: SACConfig = field(default_factory=lambda: SACConfig(**PRESETS["default"].agent))
     """Networks, losses, weightings."""
     batch_size: int = 32
@@ -138,7 +140,7 @@ class Config:
         An agent's options are added so that their own defaults, not a preset's, change nothing.
         What a run did before there was an overlap was to take turns.
         """
-        return cls(agent=SACConfig(), overlap=False).to_json()
+        return cls(agent=SACConfig(), overlap=False, compile="off").to_json()
 
     def validate(self) -> None:
         """Refuse what cannot work, before anything is built.
@@ -204,6 +206,9 @@ class Config:
         Raises:
             UserError: If the options are not those of this version, or cannot work.
         """
+        compiled = options.get("compile", False)
+        if isinstance(compiled, bool):  # in runs from before "auto"
+            options = {**options, "compile": "on" if compiled else "off"}
         try:
             _require_types(SACConfig, options["agent"])
             _require_types(cls, options)

@@ -110,9 +110,9 @@ def restore(target: Stateful, state: State, run: RunDirectory) -> None:
         raise _misfit(run, error) from error
 
 
-def tell_differences(state: State, run: RunDirectory, device: torch.device) -> None:
+def tell_differences(state: State, run: RunDirectory, device: torch.device, compiles: bool) -> None:
     """Say if the run cannot go on to the bit, since something that computes has changed."""
-    before, now = state["circumstances"], circumstances(run, device)
+    before, now = state["circumstances"], circumstances(run, device, compiles)
     changes = [
         f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]
     ]
@@ -122,9 +122,10 @@ def tell_differences(state: State, run: RunDirectory, device: torch.device) -> N
         )
 
 
-def circumstances(run: RunDirectory, device: torch.device) -> dict[str, str | int | None]:
+def circumstances(
+    run: RunDirectory, device: torch.device, compiles: bool
+) -> dict[str, str | int | None]:
     """Return what decides how numbers round; the count of simulation threads does not."""
-    compiles = run.config.get("compile", False)  # none in runs from before there was the option
     return {
         **library_versions(),
         "cpu": machine()["cpu"],

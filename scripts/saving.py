@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -32,16 +33,24 @@ class Saver:
         run: Where to save.
         metrics: Whose lines must be on file before a checkpoint that would skip them on resuming.
         device: The agent's.
+        compiles: Tells whether updates are compiled, by now.
 
     Attributes:
         failed: Whether the last save did.
     """
 
-    def __init__(self, run: RunDirectory, metrics: JsonlLogger, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        metrics: JsonlLogger,
+        device: torch.device,
+        compiles: Callable[[], bool],
+    ) -> None:
         self.failed = False
         self._run = run
         self._metrics = metrics
         self._device = device
+        self._compiles = compiles
         self._tries = 0
 
     def __call__(self, state: State, env_steps: int) -> None:
@@ -100,7 +109,7 @@ class Saver:
     def _surroundings(self, mark: Mark) -> State:
         return {
             "metrics": vars(mark),
-            "circumstances": circumstances(self._run, self._device),
+            "circumstances": circumstances(self._run, self._device, self._compiles()),
             "settings": settings(self._run.config),
         }
 

@@ -13,7 +13,7 @@ import torch
 import envs
 from agents import SAC
 from mtrl.blocks import multiplying_out_is_cheaper
-from mtrl.compiled import compiler_version
+from mtrl.compiled import resolve_compile
 from mtrl.device import (
     keep_freed_memory,
     resolve_device,
@@ -78,8 +78,7 @@ def train(config: Config) -> int:
     console = setup_console()
     device = resolve_device(config.device)
     require_memory(memory_needs(config), device)
-    if config.compile:
-        compiler_version(device)  # or a remedy
+    schedule = make_schedule(config, device)
     task_names = envs.task_names(config.benchmark)
     learning, simulating = share_cores(
         config.threads, config.simulation_threads, overlap=config.overlap, device=device
@@ -105,13 +104,13 @@ def train(config: Config) -> int:
         )
         logger = stack.enter_context(closing(LoggerGroup([metrics, display, wandb])))
         stack.enter_context(wandb)
-        saver = Saver(run, metrics, device)
+        saver = Saver(run, metrics, device, compiles=lambda: trainer.compiles)
         evaluator = stack.enter_context(closing(Evaluator(config, device, stop)))
         trainer = Trainer(
             agent=make_agent(config, training_envs, device),
             envs=training_envs,
             replay=make_replay(config, training_envs, device),
-            schedule=make_schedule(config),
+            schedule=schedule,
             logger=logger,
             evaluate=evaluator,
             save=saver,
@@ -123,7 +122,7 @@ def train(config: Config) -> int:
         )
         if state is not None:
             restore(trainer, state, run)
-            tell_differences(state, run, device)
+            tell_differences(state, run, device, trainer.compiles)
             state = None  # its arrays are views of a file, whose space a later save is to free
         try:
             finished = trainer.run()
@@ -274,10 +273,18 @@ def _most_unusual(config: Config, *names: str) -> str:
     return f"--{name.replace('_', '-')} {given[name]}"
 
 
-def make_schedule(config: Config) -> Schedule:
-    """Pick the schedule out of the configuration."""
+def make_schedule(config: Config, device: torch.device) -> Schedule:
+    """Pick the schedule out of the configuration, and decide whether updates are compiled.
+
+    Raises:
+        UserError: They are to be, and what that needs is missing.
+    """
     names = (schedule_field.name for schedule_field in dataclasses.fields(Schedule))
-    return Schedule(**{name: getattr(config, name) for name in names})
+    schedule = Schedule(**{name: getattr(config, name) for name in names} | {"compile": False})
+    K = len(envs.task_names(config.benchmark))
+    updates = schedule.updates_after(config.total_steps, K)
+    compiles = resolve_compile(config.compile, device, updates)
+    return dataclasses.replace(schedule, compile=compiles)
 
 
 class Evaluator:

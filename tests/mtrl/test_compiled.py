@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import SAC, SACConfig
 from mtrl.amx import instructions
-from mtrl.compiled import Compiled, compiler_version
+from mtrl.compiled import WORTH_COMPILING, Compiled, compiler_version, resolve_compile
 from mtrl.errors import UserError
 from mtrl.seeding import make_generator
 from mtrl.state_tree import fingerprint
@@ -194,7 +194,7 @@ def test_small_state_is_read_anew_in_each_call():
 
 def test_for_a_gpu_it_needs_triton(monkeypatch):
     monkeypatch.setattr("mtrl.dispatch.triton_works", lambda: False)
-    with pytest.raises(UserError, match=r"Triton.*C compiler.*--no-compile"):
+    with pytest.raises(UserError, match=r"Triton.*C compiler.*--compile off"):
         compiler_version(torch.device("cuda"))
     monkeypatch.setattr("mtrl.dispatch.triton_works", lambda: True)
     monkeypatch.setattr("importlib.metadata.version", lambda name: {"triton": "3.9"}[name])
@@ -205,7 +205,7 @@ def test_without_a_compiler_there_is_a_remedy(tmp_path, monkeypatch):
     cpu = torch.device("cpu")
     compiler_version(cpu)
     nothing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
-    with nothing, pytest.raises(UserError, match=r"C\+\+.*--no-compile"):
+    with nothing, pytest.raises(UserError, match=r"C\+\+.*--compile off"):
         compiler_version(cpu)
     broken = tmp_path / "g++"  # as where there are no headers
     broken.write_text(
@@ -214,5 +214,31 @@ def test_without_a_compiler_there_is_a_remedy(tmp_path, monkeypatch):
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     broken = torch._inductor.config.patch({"cpp.cxx": (str(broken),)})
-    with broken, pytest.raises(UserError, match=r"fatal error: none such.*--no-compile"):
+    with broken, pytest.raises(UserError, match=r"fatal error: none such.*--compile off"):
         compiler_version(cpu)
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MANY = WORTH_COMPILING
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "updates", "compiles"),
+    [
+        *[("auto", CPU, MANY, True), ("auto", CPU, MANY - 1, False), ("auto", CUDA, MANY, False)],
+        *[("on", CPU, 0, True), ("off", CPU, MANY, False), ("off", CUDA, MANY, False)],
+    ],
+)
+def test_of_itself_it_compiles_on_a_cpu_what_is_worth_it(choice, device, updates, compiles):
+    assert resolve_compile(choice, device, updates) is compiles
+
+
+def test_of_itself_it_goes_without_a_compiler_and_asked_to_it_does_not(caplog):
+    caplog.set_level(logging.INFO, "mtrl")
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert not resolve_compile("auto", CPU, MANY)
+        assert "uncompiled" in caplog.text
+        assert "install g++" in caplog.text
+        with pytest.raises(UserError, match=r"C\+\+.*--compile off"):
+            resolve_compile("on", CPU, MANY)
+        assert not resolve_compile("off", CPU, MANY)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents import SAC, SACConfig
+from mtrl.errors import UserError
 from mtrl.graph import WARM_UP, Updates
 from mtrl.seeding import make_generator
 from mtrl.types import Batch
@@ -168,3 +169,25 @@ def test_on_a_gpu_updates_are_compiled_once_warmed_up_captured_and_replayed(monk
     events.clear()
     updates(1)
     assert events == [*began, "update"]
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), UserError("no linker")])
+def test_what_cannot_be_compiled_is_taken_as_it_is(monkeypatch, caplog, fault):
+    def fail(update, device):
+        raise fault
+
+    monkeypatch.setattr("mtrl.graph.Compiled", fail)
+    taken, plain = Learner("cpu"), Learner("cpu")
+    updates = Updates(
+        taken.update, at_once=2, generators=taken.generators, device="cpu", compiled=True
+    )
+    assert updates.compiled
+    for count in (3, 2):
+        metrics = updates(count)
+    assert not updates.compiled
+    for _ in range(5):
+        expected = plain.update()
+    torch.testing.assert_close(metrics, expected, rtol=0, atol=0)
+    (message,) = [record.message for record in caplog.records if record.name == "mtrl"]
+    assert "uncompiled" in message
+    assert str(fault) in message

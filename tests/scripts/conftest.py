@@ -22,6 +22,7 @@ SMALL = (
     *("--batch-size", "4", "--replay-capacity", "500", "--warmup-steps", "80"),
     *("--update-ratio", "0.1", "--log-every", "80", "--eval-every", "160"),
     *("--checkpoint-every", "160", "--threads", "1", "--device", "cpu", "--precision", "fp32"),
+    *("--compile", "off"),
 )
 PATIENCE = 550  # seconds; only a hang takes that long, however busy the machine is
 

@@ -3,6 +3,7 @@ import json
 import re
 
 import pytest
+import torch
 
 from agents import SACConfig
 from mtrl.errors import UserError
@@ -86,6 +87,24 @@ def test_what_a_preset_lacks_may_be_given_beside_it(monkeypatch):
 def test_a_configuration_survives_json():
     config = Config(benchmark=("reach-v3", "push-v3"), agent=SACConfig(critic_width=7), seed=3)
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("stored", "compile_"), [({"compile": True}, "on"), ({"compile": False}, "off"), ({}, "off")]
+)
+def test_a_run_from_before_it_was_compiled_by_itself_goes_on_as_it_was(stored, compile_):
+    options = Config().to_json()
+    del options["compile"]
+    assert Config.from_json(options | stored).compile == compile_
+
+
+def test_a_default_run_is_compiled_and_one_of_minutes_is_not():
+    cpu = torch.device("cpu")
+    for benchmark, expected in (("MT10", True), ("MT50", True), ("toy", False)):
+        config = Config.for_benchmark((benchmark,))
+        assert training.make_schedule(config, cpu).compile is expected
+    short = Config.for_benchmark(("MT10",), total_steps=100_000)
+    assert not training.make_schedule(short, cpu).compile
 
 
 @pytest.mark.parametrize("change", ["removed", "unknown", "unknown in the agent"])

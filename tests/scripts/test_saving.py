@@ -26,7 +26,8 @@ def test_a_fault_is_stored_also_where_metrics_cannot_be_written(run):
     run.metrics_path.mkdir()
     metrics.log({"progress/env_steps": 2})
     state = {"agent": {"weight": torch.tensor([float("nan")])}, "progress": {"env_steps": 7}}
-    error = Saver(run, metrics, torch.device("cpu")).store_fault(NonFiniteError("too many"), state)
+    saver = Saver(run, metrics, torch.device("cpu"), compiles=lambda: False)
+    error = saver.store_fault(NonFiniteError("too many"), state)
     stored = load_latest(run.path / "faults")
     assert f"the state it happens in is in {stored.path}" in str(error)
     assert stored.state["fault"] == "too many (agent/weight is not finite)"

@@ -1,6 +1,8 @@
 """Faults are done to a real process, and nothing of it may be left behind."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,18 @@ def edit_config():
         file.write_text(json.dumps(seal(record)))
 
     return edit_config
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of two megabytes of its own."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system to fill needs the right to mount one")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @pytest.fixture(autouse=True)

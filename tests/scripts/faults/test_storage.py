@@ -4,21 +4,8 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 
 import pytest
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of two megabytes of its own."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system to fill needs the right to mount one")
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def fill(disk, *, leave=0):
