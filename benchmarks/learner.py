@@ -37,7 +37,16 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from learner_peers import BASES, BF16, CAPTURED, CONTESTANTS, PRODUCTS, Shape, least_operations
+from learner_peers import (
+    BASES,
+    BF16,
+    CAPTURED,
+    CONTESTANTS,
+    IN_BF16,
+    PRODUCTS,
+    Shape,
+    least_operations,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -54,6 +63,7 @@ NETS = {
 }
 BUILDERS = CONTESTANTS | BF16 | CAPTURED | PRODUCTS
 TURN, PATIENCE = 0.3, 3.0  # seconds
+GPU_CALLS = 0.02  # seconds of them that a GPU is told of before it is waited for
 
 
 @dataclass(frozen=True)
@@ -94,12 +104,15 @@ def _serve(name: str, shape: Shape, options: Options, pipe: Connection) -> None:
         if options.keep_freed:
             keep_freed_memory()
         before = _peak_memory(shape.device)
-        update = _waiting(BUILDERS[name](shape), shape.device)
-        start = time.perf_counter()
-        update()
-        if time.perf_counter() - start < PATIENCE:  # else its warm-up weighs little
+        update = BUILDERS[name](shape)
+        count = getattr(update, "count", 1)
+        first = _seconds(update, 1, shape.device, time.perf_counter)
+        if first < PATIENCE or shape.device == "cuda":  # else its warm-up weighs little
             for _ in range(WARM_UP + 1):  # the last of which a GPU captures
                 update()
+        calls = 1
+        if shape.device == "cuda":
+            calls += int(GPU_CALLS / _seconds(update, 1, shape.device, time.perf_counter))
         pipe.send(None)
     except Exception as error:  # a peer that cannot run is named, whatever is wrong with it
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
@@ -109,24 +122,21 @@ def _serve(name: str, shape: Shape, options: Options, pipe: Connection) -> None:
         faults = -resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         end = now() + TURN
         while not times or now() < end:
-            start = now()
-            update()
-            times.append(now() - start)
+            times.append(_seconds(update, calls, shape.device, now) / (calls * count))
         faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        usage = {"memory": _peak_memory(shape.device) - before, "page_faults": faults // len(times)}
+        faults //= len(times) * calls
+        usage = {"memory": _peak_memory(shape.device) - before, "page_faults": faults}
         pipe.send((statistics.median(times), usage))
 
 
-def _waiting(update: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """Return an update that is over when it returns; a GPU is only told what to do."""
-    if device == "cpu":
-        return update
-
-    def whole() -> None:
+def _seconds(update: Callable[[], Any], calls: int, device: str, now: Callable[[], float]) -> float:
+    """Time so many calls, the last of which is over; a GPU is only told what to do."""
+    start = now()
+    for _ in range(calls):
         update()
+    if device == "cuda":
         torch.cuda.synchronize()
-
-    return whole
+    return now() - start
 
 
 def _peak_memory(device: str) -> int:
@@ -157,7 +167,7 @@ def _contestant(
 
 def measure(shape: Shape, options: Options) -> dict[str, dict[str, Any]]:
     """Let all contestants take turns at one shape; return numbers by name."""
-    names = ["product", *(["product bf16"] if BF16.keys() & options.only else []), *options.only]
+    names = ["product", *(["product bf16"] if IN_BF16 & {*options.only} else []), *options.only]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}
     with ExitStack() as stack:
@@ -199,7 +209,7 @@ def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> Non
     """Print one table."""
     floors = all_floors(shape, rows)
     told = ", ".join(
-        f"{1e3 * floor:.1f} ms at {least_operations(shape) / floor / 1e9:.0f} GFLOP/s"
+        f"{_milliseconds(floor)} ms at {least_operations(shape) / floor / 1e9:.0f} GFLOP/s"
         for floor in floors.values()
     )
     table = Table(title=f"{shape}; floor {told}")
@@ -214,16 +224,20 @@ def show(shape: Shape, rows: dict[str, dict[str, Any]], console: Console) -> Non
             table.add_row(name, row["failure"])
             continue
         bases = (seconds.get(base) for base in ("ours", "eager", BASES.get(name, "")))
-        floor = floors["product bf16" if name in BF16 else "product"]
+        floor = floors["product bf16" if name in IN_BF16 else "product"]
         table.add_row(
             name,
-            f"{1e3 * row['seconds']:.1f}",
+            _milliseconds(row["seconds"]),
             *(f"{row['seconds'] / base:.3g}" if base else "" for base in bases),
             "" if name == "sampling" else f"{100 * floor / row['seconds']:.0f}%",
             f"{row['memory'] / 1e6:.0f}",
             str(row["page_faults"]),
         )
     console.print(table)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.{1 if seconds >= 1e-2 else 2}f}"
 
 
 def main(options: Options) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -170,7 +169,7 @@ def compiler_version(device: torch.device) -> str:
     if device.type == "cuda":
         if not dispatch.triton_works():
             raise UserError(f"`--compile` needs Triton, which fails: {REMEDIES['cuda']}.")
-        return f"Triton {importlib.metadata.version('triton')}"
+        return f"Triton {importlib.import_module('triton').__version__}"
     inductor, remedy = _torch_compiler(), REMEDIES["cpu"]
     options = ["-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
     try:

@@ -48,8 +48,10 @@ def resolve_precision(name: PrecisionName, device: torch.device) -> Precision:
 def use_precision(precision: Precision) -> torch.dtype:
     """Let torch round float32 products accordingly; return the type that products take.
 
-    tf32 reads float32 numbers and multiplies their leading 11 bits.
+    tf32 reads float32 numbers and multiplies their leading 11 bits. In bf16 sums are float32's,
+    also where a GPU adds up parts of one apart.
     """
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     return torch.bfloat16 if precision == "bf16" else torch.float32
 

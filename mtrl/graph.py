@@ -20,6 +20,9 @@ _Update = Callable[[], dict[str, Tensor]]
 WARM_UP = 3
 """Calls before a GPU's are captured: libraries and optimizers set themselves up in the first."""
 
+_IS_TOLD_OF_GENERATORS = torch.__version__ < "2.14"
+"""Later ones find out themselves what a graph draws from, and warn of being told each time."""
+
 
 class Updates:
     """Takes updates: one by one on a CPU, as CUDA graphs of n and of one on a GPU.
@@ -56,6 +59,7 @@ class Updates:
         self._at_once = at_once
         self._generators = generators
         self._device = torch.device(device)
+        self._stream: Any = None
         self.forget()
 
     def __call__(self, count: int) -> dict[str, Tensor]:
@@ -109,19 +113,28 @@ class Updates:
         return _repeat(update, size) or metrics
 
     def _run_on_side_stream(self, update: _Update, size: int) -> dict[str, Tensor]:
-        # Capture wants all memory of the first calls, autograd's too, off the default stream.
-        side, current = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
+        # Capture wants all memory of the first calls, autograd's too, off the default stream. It
+        # is one of our own: what cuBLAS works in belongs to a stream, and is given up with any of
+        # the graphs that were captured there, others' included (github.com/pytorch/pytorch, issue
+        # 193402). So no other learner's may go before ours.
+        side, current = self._side(), torch.cuda.current_stream(self._device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             metrics = _repeat(update, size)
         current.wait_stream(side)
         return metrics
 
+    def _side(self) -> Any:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        return self._stream
+
     def _capture(self, update: _Update, size: int) -> tuple[Any, dict[str, Tensor]]:
         graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
+        if _IS_TOLD_OF_GENERATORS:
+            for generator in self._generators:
+                graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, stream=self._side()):
             metrics = _repeat(update, size)
         return graph, metrics
 

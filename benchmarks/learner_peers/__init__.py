@@ -15,6 +15,8 @@ from mtrl.replay import Replay
 from mtrl.types import Batch
 
 OBSERVATION, ACTION = 39, 4
+AT_ONCE = 8
+"""Updates in a CUDA graph: as many as `--preset gpu` takes after a step of its environments."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,18 @@ Builder = Callable[[Shape], Callable[[], Any]]
 """Makes a contestant's update at a shape."""
 
 
+@dataclass(frozen=True)
+class Several:
+    """A contestant's updates, so many a call."""
+
+    take: Callable[[], Any]
+    count: int
+
+    def __call__(self) -> Any:
+        """Take them."""
+        return self.take()
+
+
 def least_operations(shape: Shape) -> int:
     """Count the multiplications and additions in the matrix products that an update cannot avoid.
 
@@ -133,10 +147,11 @@ def _ours(
 
         if not (compiled or captured):
             return update
+        count = AT_ONCE if shape.device == "cuda" else 1
         updates = Updates(
-            update, at_once=1, generators=generators, device=shape.device, compiled=compiled
+            update, at_once=count, generators=generators, device=shape.device, compiled=compiled
         )
-        return lambda: updates(1)
+        return Several(lambda: updates(count), count)
 
     return build
 
@@ -273,6 +288,9 @@ BF16: dict[str, Builder] = {
     "eager, autocast": _autocast,
 }
 """Those whose products are in bf16: for processors that multiply it."""
+
+IN_BF16 = BF16.keys() | {name for name in CAPTURED if name.endswith("bf16")}
+"""All whose products are."""
 
 PRODUCTS: dict[str, Builder] = {
     "product": _product(torch.float32),

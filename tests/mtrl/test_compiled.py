@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import types
 
 import pytest
 import torch
@@ -197,7 +198,7 @@ def test_for_a_gpu_it_needs_triton(monkeypatch):
     with pytest.raises(UserError, match=r"Triton.*C compiler.*--compile off"):
         compiler_version(torch.device("cuda"))
     monkeypatch.setattr("mtrl.dispatch.triton_works", lambda: True)
-    monkeypatch.setattr("importlib.metadata.version", lambda name: {"triton": "3.9"}[name])
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.9"))
     assert compiler_version(torch.device("cuda")) == "Triton 3.9"
 
 

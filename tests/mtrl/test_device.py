@@ -71,6 +71,17 @@ def test_tf32_is_switched_on_and_off():
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_sums_of_products_in_bf16_are_those_of_float32():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    try:
+        matmul.allow_bf16_reduced_precision_reduction = True  # as torch has it
+        use_precision("bf16")
+        assert not matmul.allow_bf16_reduced_precision_reduction
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
+
+
 @with_gpu
 def test_tf32_rounds_products_and_fp32_does_not():
     device = resolve_device("cuda")

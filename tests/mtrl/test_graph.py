@@ -120,8 +120,10 @@ def test_the_heap_is_seen_to_once_after_the_first_update(monkeypatch):
     assert events == ["update", "heap", *["update"] * 5]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_on_a_gpu_updates_are_compiled_once_warmed_up_captured_and_replayed(monkeypatch, compiled):
+@pytest.mark.parametrize(("compiled", "told"), [(False, True), (True, True), (True, False)])
+def test_on_a_gpu_updates_are_compiled_once_warmed_up_captured_and_replayed(
+    monkeypatch, compiled, told
+):
     """The order of things alone: what they do only a GPU shows, in the tests above."""
     events, draws = [], torch.Generator()
 
@@ -133,8 +135,9 @@ def test_on_a_gpu_updates_are_compiled_once_warmed_up_captured_and_replayed(monk
             events.append("replay")
 
     @contextlib.contextmanager
-    def capturing(graph):
+    def capturing(graph, *, stream):
         assert isinstance(graph, Graph)
+        assert [stream] == streams
         events.append("capture")
         yield
 
@@ -148,8 +151,10 @@ def test_on_a_gpu_updates_are_compiled_once_warmed_up_captured_and_replayed(monk
         return function
 
     stream = types.SimpleNamespace(wait_stream=lambda _: None)
+    streams = []
     monkeypatch.setattr("mtrl.graph.Compiled", compile_update)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr("mtrl.graph._IS_TOLD_OF_GENERATORS", told)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: streams.append(stream) or stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
@@ -160,10 +165,10 @@ def test_on_a_gpu_updates_are_compiled_once_warmed_up_captured_and_replayed(monk
     assert events == began + ["update"] * 5  # two, two and one: as many calls as warm up
     events.clear()
     updates(5)
-    both, one = ([draws, "capture", *["update"] * count, "replay"] for count in (2, 1))
+    both, one = ([*[draws] * told, "capture", *["update"] * count, "replay"] for count in (2, 1))
     assert events == [*both, "replay", *one]
     events.clear()
-    assert updates(3)["number"] == 9  # where the graph of one has left it
+    assert updates(3)["number"] == 7 + 2 * told  # where the graph of one has left it
     assert events == ["replay", "replay"]
     updates.forget()
     events.clear()

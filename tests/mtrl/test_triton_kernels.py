@@ -211,15 +211,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mtrl import triton_kernels as kernels
 
-def compile(kernel, signature, **constants):
+def compile(kernel, signature, warps=1, **constants):
     signature = signature | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(kernel, signature, constants)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+    source, target = ASTSource(kernel, signature, constants), GPUTarget("cuda", 90, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps}).asm
 
 f, d, i = "*fp32", "*fp64", "i32"
 project = {"gramian": f, "order": "*i64", "coefficients": d, "K": i, "M": i, "ORDERS_APART": i}
 assert compile(kernels._project, project, BLOCK=64)["cubin"]
-assert compile(kernels._summarise, {"gramian": f, "summary": f, "K": i}, BLOCK=64)["cubin"]
+summarise = {"gramian": f, "summary": f, "K": i}
+assert compile(kernels._summarise, summarise, BLOCK=16)["cubin"]
+assert compile(kernels._summarise, summarise, warps=8, BLOCK=64)["cubin"]
 state = ("weights", "initial_losses", "first_moment", "second_moment", "steps")
 learn = dict.fromkeys(("gramian", "losses", *state), f) | {"K": i}
 names = ("ALPHA", "LEARNING_RATE", "LOSS_FLOOR", "FIRST_DECAY", "SECOND_DECAY", "EPSILON")
