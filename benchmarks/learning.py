@@ -68,6 +68,7 @@ STUDIES = {
         "--warmup-steps 24000 --eval-every 60000 --log-every 30000 --envs-per-task 16 "
         "--batch-size 64 --update-ratio 0.0625",
     ),
+    "mt10_default": (0.5, ""),  # as `make train` does
     "mt10": (0.5, TENTHS),  # and the defaults
     "mt10_updates-half": (0.5, f"{HALF} {TENTHS}"),
     "mt10_entropy-4": (0.5, f"--target-entropy -4 {HALF} {TENTHS}"),
