@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import logging
 import os
 import shutil
 import time
 from pathlib import Path
 
 UNUSED_DAYS = 30
+
+_messages = logging.getLogger("mtrl")
 
 
 def cache_folder(kind: str, *ingredients: object) -> Path | None:
@@ -24,7 +28,7 @@ def cache_folder(kind: str, *ingredients: object) -> Path | None:
     """
     digest = hashlib.sha256(repr(ingredients).encode()).hexdigest()[:16]
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtrl"
+        root = _root()
         path = root / f"{kind}-{digest}"
         if not path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
@@ -33,6 +37,30 @@ def cache_folder(kind: str, *ingredients: object) -> Path | None:
     except (OSError, RuntimeError):  # the latter where there is no home
         return None
     return path if os.access(path, os.W_OK) else None
+
+
+@functools.cache
+def tell_of_compiling() -> None:
+    """Say that something is compiled which takes a while, the first time in a process."""
+    takes = "half a minute or less, and one to two seconds a task"
+    try:
+        root = _root()
+    except RuntimeError:  # there is no home
+        root = None
+    if root is not None and os.access(root, os.W_OK):
+        _messages.info("compiling what is not in %s yet: %s", root, takes)
+    else:
+        _messages.warning(
+            "compiling anew at each start (%s), as %s cannot be written: let `XDG_CACHE_HOME` be a "
+            "folder that can",
+            takes,
+            root or "~/.cache",
+        )
+
+
+def _root() -> Path:
+    """Return the folder of all others; raises a RuntimeError where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtrl"
 
 
 def _remove_unused(root: Path, kind: str) -> None:

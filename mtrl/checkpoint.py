@@ -243,7 +243,7 @@ def _load_first(
     found = "; ".join(faults) if faults else "there is none"
     raise UserError(
         f"no usable checkpoint in `{directory}`: {found}. "
-        "Start again without `--resume`, in another `--run-dir`"
+        "Put a good one back, or train again in another directory"
     )
 
 

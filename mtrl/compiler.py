@@ -17,16 +17,31 @@ from typing import Any, TypeVar, cast
 import numba
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.core.errors import NumbaWarning
 from numba.extending import intrinsic
 
-from .cache import cache_folder
+from .cache import cache_folder, tell_of_compiling
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LINE = 64
 """Bytes that come from memory at once."""
+
+
+class _Teller(event.Listener):  # type: ignore[misc]
+    """Is told by Numba of each function that it did not find in the cache."""
+
+    def on_start(self, event: Any) -> None:
+        """Tell the user, once."""
+        del event
+        tell_of_compiling()
+
+    def on_end(self, event: Any) -> None:
+        """Say no more."""
+
+
+event.register("numba:compile", _Teller())
 
 
 class Compiler:
@@ -68,10 +83,6 @@ class Compiler:
             for file in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
                 digest.update(file.read_bytes())
         return cache_folder(self._kind, numba.__version__, digest.hexdigest())
-
-    def nothing_compiled(self) -> bool:
-        """Tell whether this version of the sources has not run on this machine yet."""
-        return self.path is None or not any(self.path.rglob("*.nbc"))
 
     @contextlib.contextmanager
     def _cached(self) -> Iterator[bool]:

@@ -45,7 +45,8 @@ class ProgressDisplay:
     """Steps, rates, time left and the latest success rates, on a terminal or as plain lines.
 
     Rates, and the time left that follows from them, are those of the last two minutes of this
-    session, so neither a resumed run's past nor a fast warm-up distorts them for long.
+    session, so a resumed run's past does not distort them. Nor does what was before its first
+    update: a warm-up is faster than what follows, and the first update may be compiled.
 
     Args:
         total_env_steps: Environment steps over all tasks at which the training ends.
@@ -65,6 +66,8 @@ class ProgressDisplay:
         self._latest: dict[str, float] = {}
         self._env_steps = 0
         self._updates = 0
+        self._first_updates: int | None = None  # of this session
+        self._learns = False
         self._start = time.monotonic()
         self._samples: deque[tuple[float, int, int]] = deque()  # time, env_steps, updates
         self._next_sample = -math.inf
@@ -80,6 +83,12 @@ class ProgressDisplay:
 
     def advance_to(self, env_steps: int, updates: int) -> None:
         """Note the totals reached, a resumed run's earlier part included; takes about 1 µs."""
+        if self._first_updates is None:
+            self._first_updates = updates
+        elif updates > self._first_updates and not self._learns:
+            self._learns = True
+            self._samples.clear()
+            self._next_sample = -math.inf
         self._env_steps = env_steps
         self._updates = updates
         now = time.monotonic()
@@ -138,16 +147,18 @@ class ProgressDisplay:
         seconds = max(end - start, 1e-9)
         return (steps - first_steps) / seconds, (updates - first_updates) / seconds
 
-    def _summary(self) -> str:
-        """Return the line that both forms of the display share."""
+    def _summary(self) -> tuple[str, str, str]:
+        """Return what both forms of the display share: how far it is, how fast, how long."""
         steps_rate, updates_rate = self._rates()
         left = max(self._total - self._env_steps, 0)
         seconds_left = left / steps_rate if steps_rate > 0 else math.inf if left else 0.0
         eta = "?" if math.isinf(seconds_left) else _clock(seconds_left)
+        # The last step of all environments may lead beyond.
+        done = min(self._env_steps / self._total, 1.0)
         return (
-            f"{self._env_steps:,}/{self._total:,} steps ({self._env_steps / self._total:.1%})  "
-            f"{steps_rate:,.0f} steps/s  {updates_rate:,.1f} updates/s  "
-            f"elapsed {_clock(time.monotonic() - self._start)}  ETA {eta}"
+            f"{self._env_steps:,}/{self._total:,} steps ({done:.1%})",
+            f"{steps_rate:,.0f} steps/s  {updates_rate:,.1f} updates/s",
+            f"elapsed {_clock(time.monotonic() - self._start)}  ETA {eta}",
         )
 
     def _print_line(self) -> None:
@@ -156,7 +167,7 @@ class ProgressDisplay:
             for kind, mean in (("eval", self._mean("eval")), ("train", self._mean("train")))
             if mean is not None
         ]
-        self._print("  ".join([self._summary(), *means]))
+        self._print("  ".join([*self._summary(), *means]))
         self._next_line = time.monotonic() + _LINE_SECONDS
         self._last_line_at = self._env_steps
 
@@ -183,11 +194,13 @@ class ProgressDisplay:
 
     def _render(self) -> RenderableType:
         bar = ProgressBar(total=self._total, completed=min(self._env_steps, self._total), width=60)
-        return Group(Text(self._summary()), Padding(bar, (0, 0, 1, 0)), self._success_table())
+        done, speed, clock = self._summary()
+        lines = Text(f"{done}  {clock}"), Text(speed)
+        return Group(*lines, Padding(bar, (0, 0, 1, 0)), self._success_table())
 
     def _success_table(self) -> Table:
         """Return one row a task, in as many columns side by side as the terminal's height asks."""
-        rows = max(min(self._console.height - 6, len(self._tasks)), 1)
+        rows = max(min(self._console.height - 7, len(self._tasks)), 1)
         columns = math.ceil(len(self._tasks) / rows)
         table = Table(box=None, pad_edge=False)
         for _ in range(columns):

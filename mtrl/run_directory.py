@@ -58,12 +58,14 @@ class RunDirectory:
         run_id: str,
         lock: RunLock | None,
         earlier: Sequence[dict[str, Any]] = (),
+        changed: dict[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.id = run_id
         self.earlier = earlier
         self._lock = lock
+        self._changed = changed
 
     @classmethod
     def create(
@@ -121,7 +123,7 @@ class RunDirectory:
             path: the run's directory.
             config: the configuration asked for now.
             may_differ: dotted keys ("logging.wandb") that may differ from the stored configuration.
-                Such a change is stored, and the earlier record kept under "history".
+                Such a change is stored by `keep_changes`.
             defaults: what a key counts as that the stored configuration lacks, as one does that a
                 later version has added.
 
@@ -130,6 +132,7 @@ class RunDirectory:
                 other keys, or another process is writing there.
         """
         _read_record(path)  # before anything is written into a directory that may not be a run
+        changed = None
         try:
             lock = RunLock(path)
             try:
@@ -140,16 +143,13 @@ class RunDirectory:
                 _refuse_differences(path, stored, flatten(given), may_differ)
                 if record["config"] != given:
                     history = [*record.pop("history"), record]
-                    write_json_atomic(path / _CONFIG, _record(config, history, record["id"]))
+                    changed = _record(config, history, record["id"])
             except BaseException:
                 lock.release()
                 raise
         except OSError as error:
-            raise UserError(
-                f"`--run-dir` {path} cannot be written ({error.strerror}): "
-                "resuming adds to it, so copy the run to where you may write"
-            ) from error
-        return cls(path, given, record["id"], lock, earlier)
+            raise _not_to_be_added_to(path, error) from error
+        return cls(path, given, record["id"], lock, earlier, changed)
 
     @classmethod
     def open_existing(cls, path: Path) -> "RunDirectory":
@@ -160,6 +160,23 @@ class RunDirectory:
         """
         record = _read_record(path)
         return cls(path, record["config"], record["id"], lock=None)
+
+    def keep_changes(self) -> None:
+        """Store the configuration that a run goes on with, where it differs from the earlier ones.
+
+        Those are kept under "history". It is for whoever resumes to say when: what is refused
+        because of a checkpoint, say, must leave the run as it was.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._changed is None:
+            return
+        try:
+            write_json_atomic(self.config_path, self._changed)
+        except OSError as error:
+            raise _not_to_be_added_to(self.path, error) from error
+        self._changed = None
 
     @property
     def config_path(self) -> Path:
@@ -228,6 +245,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     _refuse_links(path)
     if not file.is_file():
         what = f"has no {_CONFIG}" if path.is_dir() else "does not exist"
+        if path.is_file():
+            what = "is a file"
         raise UserError(f"run directory {path} {what}: give the directory of an earlier run")
     try:
         if (size := file.stat().st_size) > MAX_CONFIG_BYTES:
@@ -351,9 +370,17 @@ def _contents(path: Path) -> bool:
 
 
 def _taken(path: Path) -> UserError:
-    what = "is not empty" if path.is_dir() else "is not a directory"
+    if not path.is_dir():
+        return UserError(f"`--run-dir` {path} is not a directory: give another name")
     return UserError(
-        f"`--run-dir` {path} {what}: give another name, or add `--resume` to go on with a run"
+        f"`--run-dir` {path} is not empty: give another name, or add `--resume` to go on with a run"
+    )
+
+
+def _not_to_be_added_to(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"`--run-dir` {path} cannot be written ({error.strerror}): resuming adds to it, so copy "
+        "the run to where you may write"
     )
 
 

@@ -35,7 +35,7 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
             beginning again would throw its metrics away.
     """
     if not any(run.checkpoints_path.glob("step_*")):
-        one_step = config.envs_per_task * len(envs.task_names(config.benchmark))
+        one_step = config.envs_per_task * len(_tasks(config))
         reached = last_logged_step(run)
         # The interval given now says nothing about what was saved under those before.
         intervals = [old.get("checkpoint_every") for old in run.earlier]
@@ -56,8 +56,28 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _misfit(run, error) from error
     refuse_other_settings(checkpoint.state, run)
+    _tell_if_finished(Progress.from_state(checkpoint.state["progress"]), config)
     _messages.info("continuing from %s", checkpoint.path)
     return checkpoint.state
+
+
+def _tell_if_finished(progress: Progress, config: Config) -> None:
+    """Say that there are no more steps to take, if so.
+
+    Raises:
+        UserError: The run has gone beyond what is asked for, by more than its last step.
+    """
+    steps, one_step = progress.env_steps, config.envs_per_task * len(_tasks(config))
+    if steps >= config.total_steps + one_step:
+        raise UserError(
+            f"`--total-steps` is {config.total_steps}, but the run has taken {steps}: give more."
+        )
+    if steps >= config.total_steps and not progress.evaluation_due:
+        _messages.info("all %d steps are taken; to go on, give more --total-steps", steps)
+
+
+def _tasks(config: Config) -> tuple[str, ...]:
+    return envs.task_names(config.benchmark)
 
 
 def open_metrics(run: RunDirectory, state: State | None) -> JsonlLogger:

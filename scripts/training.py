@@ -123,11 +123,14 @@ def train(config: Config) -> int:
         if state is not None:
             restore(trainer, state, run)
             tell_differences(state, run, device, trainer.compiles)
+            display.advance_to(trainer.progress.env_steps, trainer.progress.updates)
             state = None  # its arrays are views of a file, whose space a later save is to free
+        run.keep_changes()
         try:
             finished = trainer.run()
         except NonFiniteError as fault:
             raise saver.store_fault(fault, trainer.state_dict()) from fault
+        display.close()  # what is said from here on is not to be pushed away by it
         if not finished and saver.failed:
             _messages.warning(
                 "stopped, but the last save failed: --resume goes on from an earlier one"

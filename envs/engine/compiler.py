@@ -8,4 +8,3 @@ _compiler = Compiler("kernels", Path(__file__).parent)
 
 kernel = _compiler.kernel
 c_function = _compiler.c_function
-nothing_compiled = _compiler.nothing_compiled

@@ -14,7 +14,7 @@ import mujoco
 import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
-from mtrl.cache import cache_folder
+from mtrl.cache import cache_folder, tell_of_compiling
 
 from ..metaworld import make_official_env
 from ..registry import environment_class
@@ -86,6 +86,7 @@ def _load_or_compile(xml: Path, binary: Path | None) -> mujoco.MjModel:
     if binary is not None:
         with contextlib.suppress(OSError, ValueError):
             return mujoco.MjModel.from_binary_path(str(binary))
+    tell_of_compiling()
     model = mujoco.MjModel.from_xml_path(str(xml))
     if folder := _folder(xml):
         content = np.empty(mujoco.mj_sizeModel(model), np.uint8)

@@ -20,7 +20,6 @@ from ..metaworld import common_observation_space
 from ..rendering import MujocoVectorEnv
 from ..vector import Outcome, VectorOptions
 from .check import first_difference
-from .compiler import nothing_compiled
 from .models import make_environments
 from .official import OfficialRewards
 from .scene import MEASURES
@@ -82,8 +81,6 @@ class EngineVectorEnv(MujocoVectorEnv):
             EngineUnfitError: if the comparison fails; `engine="official"` still works then.
         """
         threads = num_threads or available_cores()
-        if nothing_compiled():
-            _logger.info("compiling kernels and models, once: one to two seconds a task")
         envs = make_environments(task_names, reward_version, threads)
         goals = cached_goals(envs, task_names, goal_seed, one_stream=one_goal_stream)
         super().__init__(

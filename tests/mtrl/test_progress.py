@@ -115,6 +115,18 @@ def test_a_resumed_run_shows_the_rate_of_this_session(clock):
     assert "ETA 2:46:30" in line
 
 
+def test_compiling_again_does_not_distort_the_time_left_of_a_resumed_run(clock):
+    console = plain_console()
+    display = ProgressDisplay(2_000_000, TASKS, console=console)
+    display.advance_to(1_000_000, 5000)
+    clock.now += 60
+    for second in range(30):
+        clock.now += 1
+        display.advance_to(1_000_100 + second * 100, 5005 + second * 5)
+    display.close()
+    assert "  100 steps/s  5.0 updates/s" in console.file.getvalue().splitlines()[-1]
+
+
 def test_the_time_left_follows_a_change_of_pace(clock):
     console = plain_console()
     display = ProgressDisplay(1_000_000, TASKS, console=console)
@@ -122,6 +134,32 @@ def test_the_time_left_follows_a_change_of_pace(clock):
     train(display, clock, seconds=130, steps_per_second=100, start=300_000)
     display.close()
     assert "  100 steps/s" in console.file.getvalue().splitlines()[-1]
+
+
+def test_neither_the_warm_up_nor_a_first_update_that_is_compiled_distorts_the_time_left(clock):
+    console = plain_console()
+    display = ProgressDisplay(100_000, TASKS, console=console)
+    train(display, clock, seconds=4, steps_per_second=5000)
+    clock.now += 60
+    train(display, clock, seconds=30, steps_per_second=100, start=20_000, updates_per_second=5)
+    assert "  100 steps/s  5.0 updates/s" in console.file.getvalue().splitlines()[-1]
+
+
+def test_all_of_the_budget_is_all_there_is(clock):
+    console = plain_console()
+    display = ProgressDisplay(100, TASKS, console=console)
+    display.advance_to(112, 10)
+    display.close()
+    assert console.file.getvalue().startswith("112/100 steps (100.0%)")
+
+
+def test_no_line_is_too_long_for_a_small_terminal(clock):
+    display = ProgressDisplay(20_000_000, TASKS, console=terminal_console())
+    train(display, clock, seconds=4000, steps_per_second=2222, updates_per_second=1111)
+    console = terminal_console()
+    console.print(display._render())
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue()).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
 
 
 def test_the_end_is_printed_once(clock):
@@ -171,7 +209,7 @@ def test_the_table_fits_the_terminal_and_shows_every_task(num_tasks):
     console.print(display._render())
     lines = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue()).splitlines()
     assert len(lines) < 24
-    assert lines[3].startswith("task")
+    assert lines[4].startswith("task")
     assert {name for name in tasks if any(name in line for line in lines)} == set(tasks)
 
 

@@ -120,17 +120,34 @@ def test_the_same_configuration_resumes(finished):
     assert (finished / "config.json").read_bytes() == before
 
 
+def go_on(path, config, **how):
+    """Resume a run, and have what changed kept."""
+    with RunDirectory.resume(path, config, **how) as run:
+        run.keep_changes()
+        run.keep_changes()
+
+
+def test_a_change_is_stored_once_whoever_resumes_says_so(finished):
+    before = (finished / "config.json").read_bytes()
+    longer, allowed = {**CONFIG, "total_steps": 200}, frozenset({"total_steps"})
+    with RunDirectory.resume(finished, longer, may_differ=allowed) as run:
+        assert run.config["total_steps"] == 200
+    assert (finished / "config.json").read_bytes() == before
+    go_on(finished, longer, may_differ=allowed)
+    assert read_config(finished)["total_steps"] == 200
+
+
 def test_an_allowed_change_is_stored_with_its_history(finished, caplog):
     longer = {**CONFIG, "total_steps": 200, "logging": {"wandb": "disabled"}}
     allowed = frozenset({"total_steps", "logging.wandb"})
     with caplog.at_level(logging.INFO, logger="mtrl"):
-        RunDirectory.resume(finished, longer, may_differ=allowed).close()
+        go_on(finished, longer, may_differ=allowed)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert any("`--total-steps`: 100 -> 200" in message for message in messages)
     assert any('`--wandb`: "auto" -> "disabled"' in message for message in messages)
     longest = {**longer, "total_steps": 300}
-    RunDirectory.resume(finished, longest, may_differ=allowed).close()
+    go_on(finished, longest, may_differ=allowed)
     record = json.loads((finished / "config.json").read_text())
     assert record["config"]["total_steps"] == 300
     assert [old["config"]["total_steps"] for old in record["history"]] == [100, 200]
@@ -164,7 +181,7 @@ def test_what_a_later_version_added_counts_as_its_default(finished):
         UserError, match=r'other settings \(stored -> given\): `--preset`: "default"'
     ):
         RunDirectory.resume(finished, other, defaults=defaults)
-    RunDirectory.resume(finished, later, defaults=defaults).close()
+    go_on(finished, later, defaults=defaults)
     assert read_config(finished)["agent"] == {"widths": [400, 400], "n_steps": 1}
 
 

@@ -126,6 +126,20 @@ def test_a_finished_run_can_be_prolonged(finished, run, small, read_metrics):
     assert json.loads((path / "summary.json").read_text())["env_steps"] == 480
 
 
+def test_a_finished_run_says_so_and_with_fewer_steps_it_is_refused(finished, run, small, snapshot):
+    path, _ = finished
+    options = [*small, "--wandb", "offline", "--run-dir", path, "--resume", "--total-steps"]
+    result = run("train_mt10", *options, 400)
+    assert result.code == 0
+    assert "all 400 steps are taken; to go on, give more --total-steps" in result.err
+    assert "400/400 steps (100.0%)" in result.err
+    before = snapshot(path)
+    result = run("train_mt10", *options, 240)
+    assert result.code == 2
+    assert "`--total-steps` is 240, but the run has taken 400: give more." in result.err
+    assert snapshot(path) == before
+
+
 def test_a_run_that_lacks_only_its_summary_gets_it(finished, run, small):
     path, _ = finished
     before = json.loads((path / "summary.json").read_text())
