@@ -176,7 +176,12 @@ def _check_task(name: str, *, alone: bool) -> None:
         if near
         else f"choose {', '.join(BENCHMARKS)}, or tasks such as 'reach-v3'"
     )
-    raise UserError(f"`benchmark` {name!r} is not known: {remedy}")
+    if "," in name:
+        remedy = "give names apart, with spaces between them on a command line"
+    raise UserError(
+        f"`benchmark` {name!r} is not known: {remedy} (Tasks of your own: once the module that "
+        "registers them is imported, on a command line by --import.)"
+    )
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -23,13 +23,27 @@ def register_task(name: str, environment: type[Any], kernels: Task | None = None
             `evaluate_state` runs on the engine's physics.
 
     Raises:
-        UserError: if the name is taken.
+        UserError: if the name is none, or taken, or the others are not what they must be.
     """
-    from .benchmarks import MT50
+    from metaworld.sawyer_xyz_env import SawyerXYZEnv
+
+    from .benchmarks import BENCHMARKS, MT50
+    from .engine.scene import Task
     from .toy import TOY_TASKS
 
+    if not name:
+        raise UserError("`name` is empty: give the task one")
     if name in MT50 or name in TOY_TASKS:
         raise UserError(f"`name` is {name!r}, a task there is already: choose another")
+    if name in BENCHMARKS:
+        raise UserError(f"`name` is {name!r}, a benchmark's: choose another")
+    if not (isinstance(environment, type) and issubclass(environment, SawyerXYZEnv)):
+        raise UserError(
+            f"`environment` is {environment!r}: give a class derived from one of the package's "
+            "environments (SawyerXYZEnv)"
+        )
+    if kernels is not None and not isinstance(kernels, Task):
+        raise UserError(f"`kernels` is {kernels!r}: give a Task, or leave it out")
     _environments[name] = environment
     _kernels.pop(name, None)
     if kernels is not None:

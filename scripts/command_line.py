@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -15,6 +17,8 @@ from mtrl.errors import RunError, UserError
 
 Options = TypeVar("Options")
 
+Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE...")]
+"""Modules to import first, as they register tasks."""
 
 _NAMES_AS_THEY_ARE = (tyro.conf.OmitArgPrefixes,)
 
@@ -51,6 +55,25 @@ def parse_some_options(kind: type[Options], default: Options) -> Options:
         return parsed
 
 
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules, which may lie in the working directory, for the tasks that they register.
+
+    Raises:
+        UserError: If one cannot be imported.
+    """
+    here = str(Path.cwd())
+    if names and here not in sys.path:
+        sys.path.append(here)  # last, where it takes no other module's place
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever somebody's module runs into
+            raise UserError(
+                f"`--import` {name}: {type(error).__name__}: {error}; name a module that can be "
+                f"imported, or is in {here}, without `.py`."
+            ) from error
+
+
 @contextlib.contextmanager
 def _told_in_one_line() -> Iterator[None]:
     explanation = io.StringIO()
@@ -84,6 +107,7 @@ def _in_one_line(explanation: str) -> str:
     rules = [number for number, row in enumerate(rows) if not row.strip("-")]
     end = rules[0] if rules else len(rows)
     message = " ".join(rows[:end]) or title
+    message = message.replace("invalid literal for int() with base 10:", "no whole number:")
     if "nrecognized" in title:
         options = re.findall(r"^--[\w-]+", "\n".join(rows[end:]), re.MULTILINE)
         if options:

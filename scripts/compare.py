@@ -236,8 +236,8 @@ def notes(standings: Sequence[Standing], thresholds: Sequence[float], budget: Bu
         lines.append(f"The groups stand at different steps{advice}.")
     if names := ended_early(groups, thresholds, budget):
         lines.append(
-            f"Of {', '.join(names)}, runs ended sooner than others, and before they had reached a "
-            "success rate above: that they never did is not known."
+            f"Some runs of {', '.join(names)} ended sooner than others, without having reached a "
+            "success rate named above: whether they would have is not known."
         )
     return lines
 

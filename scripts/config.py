@@ -13,6 +13,7 @@ from mtrl.compiled import CompileName
 from mtrl.device import PrecisionName
 from mtrl.errors import UserError
 
+from .command_line import Imports
 from .presets import PRESETS, TOY_AGENT, PresetName
 
 MAY_DIFFER_ON_RESUME = frozenset(
@@ -24,7 +25,7 @@ MAY_DIFFER_ON_RESUME = frozenset(
 """Options that change how long a run goes on, what is told of it, or where and how fast it learns,
 but not what."""
 
-_NOT_PART_OF_A_RUN = ("run_dir", "resume")
+_NOT_PART_OF_A_RUN = ("run_dir", "resume", "imports")
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,30 @@ class Basis:
 
     benchmark: tuple[str, ...]
     preset: PresetName = "default"
-    total_steps: int | None = None
+    total_steps: int = 0
+    """0 where it is left out."""
     run_dir: Path | None = None
     resume: bool = False
+    imports: Imports = ()
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train one multi-task agent; steps are environment steps over all tasks."""
+    """Train one multi-task agent; steps are environment steps over all tasks.
+
+    Defaults follow from --benchmark, --preset and --total-steps; given beside --help, those are
+    shown.
+    """
 
     benchmark: tuple[str, ...] = ("MT10",)
     """MT10, MT25, MT50, toy, one task's name (reach-v3), or several."""
+    imports: Imports = ()
+    """Modules to import first, as they register tasks (docs/engine.md); also on resuming."""
     preset: PresetName = "default"
     """Where options that are left out come from; see docs/recipe.md."""
     total_steps: int = 3_000_000
-    """When training ends. The published protocol has 2 million per task: 20000000 for MT10."""
+    """When training ends, after a whole step of all environments. The published protocol has 2
+    million per task: 20000000 for MT10."""
     envs_per_task: int = 8
     """Environments of each task, stepped together."""
     seed: int = 1
@@ -183,11 +193,8 @@ class Config:
             3 * self.envs_per_task <= self.replay_capacity,
             f"a step takes up to three observations of each, which must fit {capacity}",
         )
-        self._require(
-            "resume",
-            not self.resume or self.run_dir is not None,
-            "name the run to continue with --run-dir",
-        )
+        if self.resume and self.run_dir is None:
+            raise UserError("`--resume` needs a run to go on with: name it with --run-dir.")
 
     def _require(self, name: str, condition: bool, remedy: str) -> None:
         if not condition:

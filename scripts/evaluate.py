@@ -21,7 +21,7 @@ from mtrl.files import write_json_atomic
 from mtrl.progress import setup_console
 from mtrl.run_directory import RunDirectory
 from mtrl.train import Progress
-from scripts.command_line import exit_with, parse_options
+from scripts.command_line import Imports, exit_with, import_modules, parse_options
 from scripts.config import Config
 from scripts.resuming import refuse_other_settings, restore
 from scripts.training import make_agent, make_envs, summarize
@@ -37,12 +37,15 @@ class Options:
     """The best of the checkpoints that were saved right after an evaluation, not the newest."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the agent computes."""
+    imports: Imports = ()
+    """Modules to import first, as they register the run's tasks."""
 
 
 def main() -> int:
     """Evaluate as the command line says."""
     options = parse_options(Options)
     setup_console()
+    import_modules(options.imports)
     run = RunDirectory.open_existing(options.run)
     config = dataclasses.replace(Config.from_json(run.config), device=options.device)
     device = resolve_device(config.device)
@@ -64,7 +67,8 @@ def main() -> int:
     show(evaluation, progress)
     if options.best:
         print("chosen for its success on these goals, so expect a little less of it elsewhere")
-    store(run, summarize(config, evaluation, progress))
+    chosen = {"chosen": "best" if options.best else "newest", "checkpoint": checkpoint.path.name}
+    store(run, summarize(config, evaluation, progress) | chosen)
     return 0
 
 

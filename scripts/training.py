@@ -38,7 +38,7 @@ from mtrl.train import Progress, Schedule, Trainer
 from mtrl.types import Agent, Environments
 from mtrl.wandb_logger import WandbLogger, resolve_wandb_mode
 
-from .command_line import exit_with, parse_options, parse_some_options
+from .command_line import exit_with, import_modules, parse_options, parse_some_options
 from .config import MAY_DIFFER_ON_RESUME, Basis, Config
 from .resuming import latest_state, open_metrics, restore, tell_differences
 from .saving import Saver
@@ -61,9 +61,10 @@ def parse(benchmark: str) -> Config:
     is to be continued, from that run.
     """
     asked = parse_some_options(Basis, Basis((benchmark,)))
+    import_modules(asked.imports)
     if asked.resume and asked.run_dir is not None:
         return parse_options(Config, Config.from_json(read_config(asked.run_dir)))
-    basis = Config.for_benchmark(asked.benchmark, asked.total_steps, asked.preset)
+    basis = Config.for_benchmark(asked.benchmark, asked.total_steps or None, asked.preset)
     return parse_options(Config, basis)
 
 

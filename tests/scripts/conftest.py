@@ -114,6 +114,12 @@ def run(start):
 
 
 @pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Variables of an environment in which what was compiled once stays so."""
+    return {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture(scope="session")
 def small():
     """Options of a training that takes a second."""
     return SMALL

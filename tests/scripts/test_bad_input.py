@@ -24,6 +24,11 @@ def assert_refused(result, *fragments):
     [
         (["--benchmark", "MT11"], ["`benchmark`", "'MT11'", "did you mean", "'MT10'"]),
         (["--benchmark", "toy-left", "raech-v3"], ["`benchmark`", "'raech-v3'", "'reach-v3'"]),
+        (["--benchmark", "reach-v3,push-v3"], ["'reach-v3,push-v3'", "with spaces"]),
+        (["--benchmark", "hover-v3"], ["'hover-v3' is not known", "--import"]),
+        (["--import", "nowhere"], ["`--import` nowhere", "No module named 'nowhere'"]),
+        (["--total-steps", "1e6"], ["--total-steps", "no whole number: '1e6'"]),
+        (["--resume"], ["`--resume` needs a run", "--run-dir"]),
         (["--critic-weighting", "pgcrad"], ["--critic-weighting", "'pgcrad'", "'pcgrad'"]),
         (["--device", "tpu"], ["--device", "'tpu'", "'auto', 'cpu', 'cuda'"]),
         (["--batch-size", "501"], ["`--batch-size` is 501", "--replay-capacity 500"]),
@@ -117,7 +122,7 @@ def remove(path):
 @pytest.mark.parametrize(
     ("harm", "script", "fragments"),
     [
-        (damage, "train_mt10", ["no usable checkpoint", "SHA-256", "--run-dir"]),
+        (damage, "train_mt10", ["no usable checkpoint", "SHA-256", "another directory"]),
         (damage, "evaluate", ["no usable checkpoint", "SHA-256"]),
         (remove, "train_mt10", ["has no checkpoint", "400 steps", "new `--run-dir`"]),
         (remove, "evaluate", ["no usable checkpoint"]),
@@ -139,4 +144,5 @@ def test_checkpoints_that_are_damaged_or_missing(
 
 def test_evaluating_what_is_no_run(run, tmp_path, snapshot):
     assert_refused(run("evaluate", "nowhere"), "nowhere does not exist", "earlier run")
+    assert_refused(run("evaluate", __file__), f"{__file__} is a file", "earlier run")
     assert snapshot(tmp_path) == {}

@@ -132,7 +132,7 @@ def test_with_a_budget_what_comes_later_is_not_reached(make_run, run):
     assert "ended sooner" not in result.out
     result = run("compare", *names)
     assert cells(result.out, "long")[1][1:3] == ["0.5", "1 of 1"]
-    assert "Of short, runs ended sooner than others" in result.out
+    assert "Some runs of short ended sooner than others" in result.out
     # What it had reached by then is known.
     assert "ended sooner" not in run("compare", *names, "--threshold", "0.2").out
 

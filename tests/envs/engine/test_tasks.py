@@ -106,6 +106,22 @@ def test_a_registered_task_beside_official_ones(registered):
 def test_names_that_are_taken_cannot_be_registered():
     with pytest.raises(UserError, match="'push-v3', a task there is already"):
         envs.register_task("push-v3", HoverEnv)
+    with pytest.raises(UserError, match="'MT10', a benchmark's"):
+        envs.register_task("MT10", HoverEnv)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("", HoverEnv), "`name` is empty"),
+        (("x-v3", int), "`environment` is <class 'int'>: give a class derived from"),
+        (("x-v3", HoverEnv, 3), "`kernels` is 3: give a Task"),
+    ],
+)
+def test_what_is_no_task_cannot_be_registered(arguments, message):
+    with pytest.raises(UserError, match=message):
+        envs.register_task(*arguments)
+    assert not registry.is_registered(arguments[0])
 
 
 def almost(s: Any, out: Any) -> None:

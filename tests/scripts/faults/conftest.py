@@ -92,13 +92,8 @@ def assert_gapless():
     return check
 
 
-@pytest.fixture(scope="session")
-def _compiled(tmp_path_factory):
-    return {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
-
-
 @pytest.fixture
-def start_own_task(start, small, tmp_path, _compiled):
+def start_own_task(start, small, tmp_path, compiled):
     """Start training on a task that goes wrong as a text says; see own_task.py."""
 
     def start_own_task(faults, *options, **environment):
@@ -107,7 +102,7 @@ def start_own_task(start, small, tmp_path, _compiled):
             Path(__file__).with_name("own_task.py"),
             *[*small, *ENDLESS, *own, "--benchmark", "own-reach", "--eval-every", 10**9],
             *["--wandb", "disabled", "--run-dir", tmp_path / "run", *options],
-            environment={"FAULTS": faults, **environment, **_compiled},
+            environment={"FAULTS": faults, **environment, **compiled},
         )
 
     return start_own_task
