@@ -145,7 +145,10 @@ def task_names(benchmark: str | Sequence[str]) -> tuple[str, ...]:
 
 def resolve(benchmark: str | Sequence[str]) -> Benchmark:
     """Do what `task_names` does, and keep how the tasks were chosen."""
-    names = (benchmark,) if isinstance(benchmark, str) else tuple(benchmark)
+    names = (benchmark,) if isinstance(benchmark, str) else benchmark
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"`benchmark` is {benchmark!r}: give a name, or several in a list")
+    names = tuple(names)
     if not names:
         raise UserError("`benchmark` is empty: name a benchmark or at least one task")
     if len(names) == 1 and names[0] in BENCHMARKS:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from mtrl.errors import UserError
@@ -143,6 +144,8 @@ def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
         raise UserError(f"`{argument}` is {value!r}: choose {' or '.join(choices)}")
 
 
-def _check_at_least(argument: str, value: int, least: int) -> None:
+def _check_at_least(argument: str, value: Any, least: int) -> None:
+    if not isinstance(value, Integral):
+        raise UserError(f"`{argument}` is {value!r}: choose a whole number")
     if value < least:
         raise UserError(f"`{argument}` is {value}: choose {least} or more")

@@ -152,7 +152,10 @@ class WandbLogger:
                 elif event["event"] == "finished":
                     self._finished = True
                 elif event["event"] == "warning":
-                    _messages.warning("wandb goes on offline: %s", _one_line(event["reason"]))
+                    reason = _one_line(event["reason"])
+                    _messages.warning(
+                        "wandb goes on offline: %s (--wandb offline does not try)", reason
+                    )
                 else:
                     self._failure = _one_line(event["reason"])
         if not self._finished and not self._closing:

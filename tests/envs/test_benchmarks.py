@@ -52,6 +52,21 @@ def test_a_wrong_benchmark_is_named_with_its_remedy(benchmark, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("3, seed=0", "`benchmark` is 3: give a name, or several"),
+        ("['toy-left', None], seed=0", "`benchmark` is ['toy-left', None]"),
+        ("'toy', seed=0, envs_per_task=2.5", "`envs_per_task` is 2.5: choose a whole number"),
+    ],
+)
+def test_what_is_of_another_type_is_named_too(arguments, message):
+    """In a process of its own, as in tests all types are checked."""
+    script = f"import envs; envs.make_vec({arguments})"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert f"UserError: {message}" in result.stderr
+
+
 def test_neither_names_nor_toy_tasks_load_a_simulator():
     script = (
         "import sys, envs; envs.task_names('MT50'); envs.make_vec('toy', seed=0).reset(); "

@@ -253,7 +253,8 @@ def test_a_terminal_is_not_asked_and_sees_only_our_messages(tmp_path):
     output = os.read(terminal, 10_000).decode()
     os.close(terminal)
     assert output.splitlines() == [
-        "wandb goes on offline: No API key configured. Use `wandb login` to log in."
+        "wandb goes on offline: No API key configured. Use `wandb login` to log in. "
+        "(--wandb offline does not try)"
     ]
 
 
