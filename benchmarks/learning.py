@@ -3,7 +3,8 @@
     python benchmarks/learning.py reach_fp32                    # one task, three seeds
     python benchmarks/learning.py reach_bf16                    # and in bf16
     python benchmarks/learning.py three                         # three tasks, three seeds
-    python benchmarks/learning.py mt10 --seeds 1                # MT10 with the default options
+    python benchmarks/learning.py mt10_default --seeds 1        # MT10 with the default options
+    python benchmarks/learning.py mt10 --seeds 1                # in fp32 and not compiled
     python benchmarks/learning.py mt10_uniform-whole            # and without balancing
     python benchmarks/learning.py mt10_pcgrad --seeds 1 2       # a fifth of it, half the updates
     python benchmarks/learning.py mt50 --seeds 1                # MT50; seven hours as projected
@@ -44,13 +45,15 @@ COMMON = "--eval-envs-per-task 25 --threads 1 --wandb disabled"
 LARGE_BATCHES = "--batch-size 64 --update-ratio 0.125 --temperature-learning-rate 3e-4"
 # Ten points of a curve, as there have been since the first was kept.
 TENTHS = "--eval-every 300000"
+# What curves were reached with before there was anything else.
+PLAIN = "--precision fp32 --compile off"
 # The default until twice as many updates had shown what they are worth.
 HALF = "--update-ratio 0.25"
 UNIFORM = "--critic-weighting uniform --actor-weighting uniform"
 # All as in `mt10_updates-half`, a fifth of whose budget this is.
 EARLY = (
-    f"{HALF} --total-steps 600000 --warmup-steps 60000 --eval-every 300000 --log-every 30000 "
-    "--checkpoint-every 300000"
+    f"{PLAIN} {HALF} --total-steps 600000 --warmup-steps 60000 "
+    "--eval-every 300000 --log-every 30000 --checkpoint-every 300000"
 )
 # The warm-up is that of the first run, whose budget was 10 million at first.
 MT50 = "--benchmark MT50 --warmup-steps 200000 --eval-every 1250000"
@@ -59,48 +62,49 @@ REACH = (
     "--log-every 10000 --batch-size 128 --envs-per-task 16 --update-ratio 0.0625"
 )
 STUDIES = {
-    "reach": (0.9, REACH),
+    "reach": (0.9, f"{REACH} {PLAIN}"),
     "reach_fp32": (0.9, f"{REACH} --precision fp32"),
     "reach_bf16": (0.9, f"{REACH} --precision bf16"),
     "three": (
         0.8,
-        "--benchmark reach-v3 drawer-close-v3 button-press-topdown-v3 --total-steps 720000 "
-        "--warmup-steps 24000 --eval-every 60000 --log-every 30000 --envs-per-task 16 "
-        "--batch-size 64 --update-ratio 0.0625",
+        f"{PLAIN} --benchmark reach-v3 drawer-close-v3 button-press-topdown-v3 "
+        "--total-steps 720000 --warmup-steps 24000 --eval-every 60000 --log-every 30000 "
+        "--envs-per-task 16 --batch-size 64 --update-ratio 0.0625",
     ),
-    "mt10_default": (0.5, ""),  # as `make train` does
-    "mt10": (0.5, TENTHS),  # and the defaults
-    "mt10_updates-half": (0.5, f"{HALF} {TENTHS}"),
-    "mt10_entropy-4": (0.5, f"--target-entropy -4 {HALF} {TENTHS}"),
+    "mt10_default": (0.5, ""),  # what `make train` comes to on two cores
+    "mt10": (0.5, f"{PLAIN} {TENTHS}"),  # and the defaults
+    "mt10_updates-half": (0.5, f"{PLAIN} {HALF} {TENTHS}"),
+    "mt10_entropy-4": (0.5, f"{PLAIN} --target-entropy -4 {HALF} {TENTHS}"),
     # Whose largest rewards, of 10, count as much as without.
-    "mt10_normalized": (0.5, f"--normalize-rewards --reward-scale 1 {HALF} {TENTHS}"),
-    "mt10_correlated": (0.5, f"{LARGE_BATCHES} {TENTHS}"),
-    "mt10_fresh_noise": (0.5, f"{LARGE_BATCHES} --exploration-correlation 0 {TENTHS}"),
+    "mt10_normalized": (0.5, f"{PLAIN} --normalize-rewards --reward-scale 1 {HALF} {TENTHS}"),
+    "mt10_correlated": (0.5, f"{PLAIN} {LARGE_BATCHES} {TENTHS}"),
+    "mt10_fresh_noise": (0.5, f"{PLAIN} {LARGE_BATCHES} --exploration-correlation 0 {TENTHS}"),
     "mt10_unaveraged": (
         0.5,
-        f"{LARGE_BATCHES} --exploration-correlation 0 --actor-average-rate 1 {TENTHS}",
+        f"{PLAIN} {LARGE_BATCHES} --exploration-correlation 0 --actor-average-rate 1 {TENTHS}",
     ),
     "mt10_balanced-critics": (0.5, f"--actor-weighting uniform {EARLY}"),
     "mt10_balanced-actor": (0.5, f"--critic-weighting uniform {EARLY}"),
     # As many updates as with EARLY, each after four times as many steps.
     "mt10_envs-32": (
         0.5,
-        "--envs-per-task 32 --update-ratio 0.0625 --total-steps 2400000 --warmup-steps 240000 "
+        f"{PLAIN} --envs-per-task 32 --update-ratio 0.0625 "
+        "--total-steps 2400000 --warmup-steps 240000 "
         "--eval-every 1200000 --log-every 120000 --checkpoint-every 1200000",
     ),
     # A fifth more steps than with EARLY: updates with GradNorm and PCGrad take 1.17 times as long.
     "mt10_uniform-longer": (
         0.5,
-        f"{UNIFORM} {HALF} --total-steps 720000 --warmup-steps 60000 --eval-every 360000 "
+        f"{PLAIN} {UNIFORM} {HALF} --total-steps 720000 --warmup-steps 60000 --eval-every 360000 "
         "--log-every 36000 --checkpoint-every 360000",
     ),
-    "mt10_compiled": (0.5, f"--compile on {TENTHS}"),
+    "mt10_compiled": (0.5, f"--precision fp32 --compile on {TENTHS}"),
     "mt10_bf16": (0.5, f"--compile on --precision bf16 {TENTHS}"),
-    "mt10_uniform-whole": (0.5, f"{UNIFORM} {TENTHS}"),  # as "mt10", to its end
-    "mt50": (0.5, MT50),
+    "mt10_uniform-whole": (0.5, f"{PLAIN} {UNIFORM} {TENTHS}"),  # as "mt10", to its end
+    "mt50": (0.5, f"{PLAIN} {MT50}"),
     "mt50_bf16": (0.5, f"--compile on --precision bf16 {MT50}"),
-    "mt50_updates-half": (0.5, f"{HALF} {MT50}"),
-    "mt50_uniform": (0.5, f"{UNIFORM} {HALF} {MT50}"),
+    "mt50_updates-half": (0.5, f"{PLAIN} {HALF} {MT50}"),
+    "mt50_uniform": (0.5, f"{PLAIN} {UNIFORM} {HALF} {MT50}"),
 } | {
     f"mt10_{weighting}": (0.5, f"{UNIFORM.replace('uniform', weighting)} {EARLY}")
     for weighting in ("uniform", "pcgrad", "gradnorm")

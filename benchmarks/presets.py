@@ -50,6 +50,7 @@ def measure(preset: PresetName, options: Options) -> dict[str, object]:
     with mid_run(config, learning, simulating) as trainer:
         environments = trainer.envs.num_tasks * trainer.envs.envs_per_task
         updates_a_step = config.envs_per_task * config.update_ratio
+        seconds_per_step(trainer, 2)  # the first of which may compile
         roughly = seconds_per_step(trainer, 2)
         one = seconds_per_step(trainer, max(2, round(options.seconds / roughly)))
     return {

@@ -182,8 +182,8 @@ def _check_task(name: str, *, alone: bool) -> None:
     if "," in name:
         remedy = "give names apart, with spaces between them on a command line"
     raise UserError(
-        f"`benchmark` {name!r} is not known: {remedy} (Tasks of your own: once the module that "
-        "registers them is imported, on a command line by --import.)"
+        f"`benchmark` {name!r} is not known: {remedy} (One of your own is, once the module that "
+        "registers it is imported: --import.)"
     )
 
 

@@ -45,16 +45,18 @@ def tell_of_compiling() -> None:
     takes = "half a minute or less, and one to two seconds a task"
     try:
         root = _root()
-    except RuntimeError:  # there is no home
-        root = None
-    if root is not None and os.access(root, os.W_OK):
+        root.mkdir(parents=True, exist_ok=True)
+        fault = None if os.access(root, os.W_OK) else f"{root} cannot be written"
+    except (OSError, RuntimeError) as error:  # the latter where there is no home
+        fault = str(error)
+    if fault is None:
         _messages.info("compiling what is not in %s yet: %s", root, takes)
     else:
         _messages.warning(
-            "compiling anew at each start (%s), as %s cannot be written: let `XDG_CACHE_HOME` be a "
-            "folder that can",
+            "compiling anew at each start (%s), as nothing can be kept (%s): let `XDG_CACHE_HOME` "
+            "be a folder that can be written",
             takes,
-            root or "~/.cache",
+            fault,
         )
 
 

@@ -38,11 +38,15 @@ WORTH_COMPILING = 20_000
 
 _messages = logging.getLogger("mtrl")
 
+OFF = "mend that, or give `--compile off`"
+
 REMEDIES = {
     "cpu": "install g++ or clang++ and Python's headers, or give `--compile off`",
     "cuda": "install Triton, a C compiler and Python's headers, or give `--compile off`",
 }
-"""By kind of device."""
+"""For what is missing, by kind of device."""
+
+UNCOMPILED = "updates are taken uncompiled, which takes longer and rounds otherwise: %s"
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {
@@ -98,10 +102,9 @@ class Compiled:
         compiler_version(device)  # or a remedy
         _messages.info("compiling an update: half a minute or so")
         with dispatch.traced():
-            with _Rehearsal() as rehearsal:  # what is allocated at first use must be there already
-                update()
-            rehearsal.undo()
-            rehearsal, names = _Rehearsal(), list[str]()
+            with _rehearsing() as rehearsal, rehearsal:
+                update()  # what is allocated at first use must be there already
+            names = list[str]()
 
             def observed() -> list[Tensor]:
                 with rehearsal:
@@ -109,8 +112,8 @@ class Compiled:
                 names[:] = metrics
                 return list(metrics.values())
 
-            traced = make_fx(observed, decomposition_table=DECOMPOSITIONS)()
-            rehearsal.undo()
+            with _rehearsing() as rehearsal:
+                traced = make_fx(observed, decomposition_table=DECOMPOSITIONS)()
         self._names = names
         graph, self._inputs = _lift_tensors(traced)
         places = {_place(tensor): number for number, tensor in enumerate(self._inputs)}
@@ -154,13 +157,17 @@ def resolve_compile(choice: CompileName, device: torch.device, updates: int) -> 
     except UserError as missing:
         if choice == "on":
             raise
-        _messages.info("updates are taken uncompiled, which takes longer: %s", missing)
+        _messages.info(UNCOMPILED, missing)
         return False
     return True
 
 
+@functools.cache
 def compiler_version(device: torch.device) -> str:
     """Name what compiles for a device, which has a say in how results round.
+
+    It is tried once in a process, and what was found stands: a run asks again with each checkpoint,
+    when the compiler may be another, or the disk full.
 
     Raises:
         UserError: For a CPU there is no C++ compiler, or it lacks Python's headers or what it links
@@ -170,7 +177,11 @@ def compiler_version(device: torch.device) -> str:
         if not dispatch.triton_works():
             raise UserError(f"`--compile` needs Triton, which fails: {REMEDIES['cuda']}.")
         return f"Triton {importlib.import_module('triton').__version__}"
-    inductor, remedy = _torch_compiler(), REMEDIES["cpu"]
+    remedy = REMEDIES["cpu"]
+    try:
+        inductor = _torch_compiler()
+    except (AttributeError, ImportError, OSError) as error:  # of a later torch, or of its cache
+        raise UserError(f"`--compile`: torch's compiler fails ({error}): {OFF}.") from error
     options = ["-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
     try:
         compiler = inductor.cpp_builder.get_cpp_compiler()
@@ -184,6 +195,8 @@ def compiler_version(device: torch.device) -> str:
     except subprocess.CalledProcessError as error:
         found = _last_line(error.stderr)
         raise UserError(f"`--compile`: {compiler} fails ({found}): {remedy}.") from error
+    except OSError as error:
+        raise UserError(f"`--compile`: there is no folder for it ({error}): {OFF}.") from error
     return told.split("\n")[0]
 
 
@@ -236,6 +249,16 @@ class _Rehearsal(TorchDispatchMode):
             storage.copy_(before)
         for generator, state in self._generators.values():
             generator.set_state(state)
+
+
+@contextlib.contextmanager
+def _rehearsing() -> Iterator[_Rehearsal]:
+    """Undo what is rehearsed inside, also where it fails."""
+    rehearsal = _Rehearsal()
+    try:
+        yield rehearsal
+    finally:
+        rehearsal.undo()
 
 
 def _written_by(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
@@ -322,7 +345,7 @@ def _compile(
             )
         except (inductor.exc.InductorError, inductor.exc.CppCompileError) as error:
             found = _last_line(str(error))
-            raise UserError(f"`--compile` failed ({found}): {REMEDIES[kind]}.") from error
+            raise UserError(f"`--compile` failed ({found}): {OFF}.") from error
     return compiled, modules[before:]
 
 

@@ -33,9 +33,10 @@ class _Teller(event.Listener):  # type: ignore[misc]
     """Is told by Numba of each function that it did not find in the cache."""
 
     def on_start(self, event: Any) -> None:
-        """Tell the user, once."""
-        del event
-        tell_of_compiling()
+        """Tell the user, once; what is somebody else's is up to them."""
+        module = event.data["dispatcher"].py_func.__module__
+        if module.partition(".")[0] in ("mtrl", "envs"):
+            tell_of_compiling()
 
     def on_end(self, event: Any) -> None:
         """Say no more."""

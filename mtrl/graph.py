@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compiled import Compiled
-from .errors import UserError
+from .compiled import UNCOMPILED, Compiled
 from .pages import prefer_large_pages_in_heap
 
 _messages = logging.getLogger("mtrl")
@@ -20,7 +19,7 @@ _Update = Callable[[], dict[str, Tensor]]
 WARM_UP = 3
 """Calls before a GPU's are captured: libraries and optimizers set themselves up in the first."""
 
-_IS_TOLD_OF_GENERATORS = torch.__version__ < "2.14"
+_REGISTERS_GENERATORS = torch.__version__ < "2.14"
 """Later ones find out themselves what a graph draws from, and warn of being told each time."""
 
 
@@ -39,7 +38,8 @@ class Updates:
         generators: All that `update` draws from; a graph has to know them.
         device: Where `update` works.
         compiled: Compile the update (`mtrl.compiled.Compiled`), on the same terms. Where that
-            fails, they are taken as they are: a run that is resumed has hours to lose.
+            fails, they are taken as they are, with a warning: a run that is resumed has hours to
+            lose.
 
     Attributes:
         compiled: Whether updates are compiled, as far as is known.
@@ -98,8 +98,8 @@ class Updates:
     def _compile(self) -> _Update:
         try:
             return Compiled(self._update, self._device)
-        except (OSError, UserError) as fault:  # the former of a full disk
-            _messages.warning("updates are taken uncompiled, which takes longer: %s", fault)
+        except Exception as fault:  # whatever a full disk or another torch may lead to
+            _messages.warning(UNCOMPILED, fault)
             self.compiled = False
             return self._update
 
@@ -131,7 +131,7 @@ class Updates:
 
     def _capture(self, update: _Update, size: int) -> tuple[Any, dict[str, Tensor]]:
         graph = torch.cuda.CUDAGraph()
-        if _IS_TOLD_OF_GENERATORS:
+        if _REGISTERS_GENERATORS:
             for generator in self._generators:
                 graph.register_generator_state(generator)
         with torch.cuda.graph(graph, stream=self._side()):

@@ -6,7 +6,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -89,6 +88,7 @@ class ProgressDisplay:
             self._learns = True
             self._samples.clear()
             self._next_sample = -math.inf
+            self._next_line = max(self._next_line, time.monotonic() + _FIRST_LINE_SECONDS / 2)
         self._env_steps = env_steps
         self._updates = updates
         now = time.monotonic()
@@ -140,18 +140,16 @@ class ProgressDisplay:
         """Return environment steps and updates per second."""
         if not self._samples:
             return 0.0, 0.0
-        (start, first_steps, first_updates), (end, steps, updates) = (
-            self._samples[0],
-            self._samples[-1],
-        )
-        seconds = max(end - start, 1e-9)
-        return (steps - first_steps) / seconds, (updates - first_updates) / seconds
+        start, steps, updates = self._samples[0]
+        seconds = max(time.monotonic() - start, 1e-9)
+        return (self._env_steps - steps) / seconds, (self._updates - updates) / seconds
 
     def _summary(self) -> tuple[str, str, str]:
         """Return what both forms of the display share: how far it is, how fast, how long."""
         steps_rate, updates_rate = self._rates()
         left = max(self._total - self._env_steps, 0)
-        seconds_left = left / steps_rate if steps_rate > 0 else math.inf if left else 0.0
+        known = self._learns and steps_rate > 0
+        seconds_left = left / steps_rate if known else math.inf if left else 0.0
         eta = "?" if math.isinf(seconds_left) else _clock(seconds_left)
         # The last step of all environments may lead beyond.
         done = min(self._env_steps / self._total, 1.0)
@@ -224,7 +222,8 @@ def _can_redraw(console: Console) -> bool:
 
 
 def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def _percent(rate: float | None) -> str:

@@ -17,6 +17,7 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +40,14 @@ _WRITTEN = (
 _logger = logging.getLogger("mtrl")
 
 
+@dataclass(frozen=True)
+class _Change:
+    """A configuration that a run goes on with: what differs, in words, and its record."""
+
+    options: list[str]
+    record: dict[str, Any]
+
+
 class RunDirectory:
     """The files of one run; made by `create`, `resume` or `open_existing`.
 
@@ -58,7 +67,7 @@ class RunDirectory:
         run_id: str,
         lock: RunLock | None,
         earlier: Sequence[dict[str, Any]] = (),
-        changed: dict[str, Any] | None = None,
+        changed: "_Change | None" = None,
     ) -> None:
         self.path = path
         self.config = config
@@ -140,10 +149,10 @@ class RunDirectory:
                 given = _as_json(config)
                 earlier = [old["config"] for old in [*record["history"], record]]
                 stored = flatten(_as_json(defaults or {})) | flatten(record["config"])
-                _refuse_differences(path, stored, flatten(given), may_differ)
+                changes = _refuse_differences(path, stored, flatten(given), may_differ)
                 if record["config"] != given:
                     history = [*record.pop("history"), record]
-                    changed = _record(config, history, record["id"])
+                    changed = _Change(changes, _record(config, history, record["id"]))
             except BaseException:
                 lock.release()
                 raise
@@ -162,18 +171,20 @@ class RunDirectory:
         return cls(path, record["config"], record["id"], lock=None)
 
     def keep_changes(self) -> None:
-        """Store the configuration that a run goes on with, where it differs from the earlier ones.
+        """Store and tell of the configuration that a run goes on with, where it is another.
 
-        Those are kept under "history". It is for whoever resumes to say when: what is refused
-        because of a checkpoint, say, must leave the run as it was.
+        The earlier ones are kept under "history". It is for whoever resumes to say when: what is
+        refused because of a checkpoint, say, must leave the run as it was.
 
         Raises:
             UserError: it cannot be written.
         """
         if self._changed is None:
             return
+        for change in self._changed.options:
+            _logger.info("resumed with a changed setting: %s", change)
         try:
-            write_json_atomic(self.config_path, self._changed)
+            write_json_atomic(self.config_path, self._changed.record)
         except OSError as error:
             raise _not_to_be_added_to(self.path, error) from error
         self._changed = None
@@ -310,7 +321,8 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_differences(
     path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: frozenset[str]
-) -> None:
+) -> list[str]:
+    """Return the changes, in words, or raise a UserError where one may not be."""
     refused: list[str] = []
     allowed: list[str] = []
     for key in sorted(before.keys() | now.keys()):
@@ -325,8 +337,7 @@ def _refuse_differences(
             + ", ".join(refused)
             + ". Give the stored ones, or start another run in a new `--run-dir`"
         )
-    for change in allowed:
-        _logger.info("resumed with a changed setting: %s", change)
+    return allowed
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -64,7 +64,10 @@ def import_modules(names: Sequence[str]) -> None:
     here = str(Path.cwd())
     if names and here not in sys.path:
         sys.path.append(here)  # last, where it takes no other module's place
+    ours = Path(__file__).parent
     for name in names:
+        if (ours / f"{name}.py").exists():  # where Python looks first
+            raise UserError(f"`--import` {name}: mtrl has a script of that name; rename yours.")
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever somebody's module runs into

@@ -56,8 +56,8 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _misfit(run, error) from error
     refuse_other_settings(checkpoint.state, run)
-    _tell_if_finished(Progress.from_state(checkpoint.state["progress"]), config)
     _messages.info("continuing from %s", checkpoint.path)
+    _tell_if_finished(Progress.from_state(checkpoint.state["progress"]), config)
     return checkpoint.state
 
 

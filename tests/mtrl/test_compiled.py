@@ -22,6 +22,8 @@ from mtrl.types import Batch
 logging.getLogger("torch.__trace").setLevel(logging.WARNING)
 
 K, B, O, A = 3, 8, 5, 2  # noqa: E741
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MANY = WORTH_COMPILING
 
 
 _pickles = None
@@ -193,6 +195,15 @@ def test_small_state_is_read_anew_in_each_call():
     assert total == 17
 
 
+@pytest.fixture
+def asked_anew():
+    """Forget which compiler was found, before and after."""
+    compiler_version.cache_clear()
+    yield
+    compiler_version.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
 def test_for_a_gpu_it_needs_triton(monkeypatch):
     monkeypatch.setattr("mtrl.dispatch.triton_works", lambda: False)
     with pytest.raises(UserError, match=r"Triton.*C compiler.*--compile off"):
@@ -202,9 +213,29 @@ def test_for_a_gpu_it_needs_triton(monkeypatch):
     assert compiler_version(torch.device("cuda")) == "Triton 3.9"
 
 
+@pytest.mark.usefixtures("asked_anew")
+def test_what_was_found_stands(monkeypatch):
+    found = compiler_version(CPU)
+    monkeypatch.setattr("mtrl.compiled._run", None)  # as where the disk is full by now
+    assert compiler_version(CPU) == found
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_a_compiler_of_torch_that_is_another_is_named(monkeypatch):
+    def fail():
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr("mtrl.compiled._torch_compiler", fail)
+    with pytest.raises(UserError, match=r"torch's compiler fails \(no such thing\).*--compile off"):
+        compiler_version(CPU)
+    assert not resolve_compile("auto", CPU, MANY)
+
+
+@pytest.mark.usefixtures("asked_anew")
 def test_without_a_compiler_there_is_a_remedy(tmp_path, monkeypatch):
     cpu = torch.device("cpu")
     compiler_version(cpu)
+    compiler_version.cache_clear()
     nothing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with nothing, pytest.raises(UserError, match=r"C\+\+.*--compile off"):
         compiler_version(cpu)
@@ -219,10 +250,6 @@ def test_without_a_compiler_there_is_a_remedy(tmp_path, monkeypatch):
         compiler_version(cpu)
 
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-MANY = WORTH_COMPILING
-
-
 @pytest.mark.parametrize(
     ("choice", "device", "updates", "compiles"),
     [
@@ -234,6 +261,7 @@ def test_of_itself_it_compiles_on_a_cpu_what_is_worth_it(choice, device, updates
     assert resolve_compile(choice, device, updates) is compiles
 
 
+@pytest.mark.usefixtures("asked_anew")
 def test_of_itself_it_goes_without_a_compiler_and_asked_to_it_does_not(caplog):
     caplog.set_level(logging.INFO, "mtrl")
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):

@@ -153,7 +153,7 @@ def test_on_a_gpu_updates_are_compiled_once_warmed_up_captured_and_replayed(
     stream = types.SimpleNamespace(wait_stream=lambda _: None)
     streams = []
     monkeypatch.setattr("mtrl.graph.Compiled", compile_update)
-    monkeypatch.setattr("mtrl.graph._IS_TOLD_OF_GENERATORS", told)
+    monkeypatch.setattr("mtrl.graph._REGISTERS_GENERATORS", told)
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: streams.append(stream) or stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
@@ -178,10 +178,25 @@ def test_on_a_gpu_updates_are_compiled_once_warmed_up_captured_and_replayed(
 
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), UserError("no linker")])
 def test_what_cannot_be_compiled_is_taken_as_it_is(monkeypatch, caplog, fault):
-    def fail(update, device):
+    """Though it was rehearsed by then."""
+
+    def fail(*_):
         raise fault
 
-    monkeypatch.setattr("mtrl.graph.Compiled", fail)
+    monkeypatch.setattr("mtrl.compiled._compile", fail)
+    _is_taken_uncompiled(caplog, str(fault))
+
+
+def test_nor_does_it_matter_where_rehearsing_it_fails(monkeypatch, caplog):
+    def fail(function, **_):
+        function()
+        raise RuntimeError("another torch")
+
+    monkeypatch.setattr("mtrl.compiled.make_fx", lambda *_, **__: lambda: fail(_[0]))
+    _is_taken_uncompiled(caplog, "another torch")
+
+
+def _is_taken_uncompiled(caplog, reason):
     taken, plain = Learner("cpu"), Learner("cpu")
     updates = Updates(
         taken.update, at_once=2, generators=taken.generators, device="cpu", compiled=True
@@ -193,6 +208,7 @@ def test_what_cannot_be_compiled_is_taken_as_it_is(monkeypatch, caplog, fault):
     for _ in range(5):
         expected = plain.update()
     torch.testing.assert_close(metrics, expected, rtol=0, atol=0)
+    torch.testing.assert_close(taken.agent.state_dict(), plain.agent.state_dict(), rtol=0, atol=0)
     (message,) = [record.message for record in caplog.records if record.name == "mtrl"]
     assert "uncompiled" in message
-    assert str(fault) in message
+    assert reason in message

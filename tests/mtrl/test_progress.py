@@ -109,7 +109,7 @@ def test_training_success_is_shown_and_missing_numbers_are_not(clock):
 def test_a_resumed_run_shows_the_rate_of_this_session(clock):
     console = plain_console()
     display = ProgressDisplay(2_000_000, TASKS, console=console)
-    train(display, clock, seconds=20, steps_per_second=100, start=1_000_000)
+    train(display, clock, seconds=20, steps_per_second=100, start=1_000_000, updates_per_second=5)
     (line,) = console.file.getvalue().splitlines()
     assert "1,001,000/2,000,000 steps (50.0%)  100 steps/s" in line
     assert "ETA 2:46:30" in line
@@ -139,10 +139,15 @@ def test_the_time_left_follows_a_change_of_pace(clock):
 def test_neither_the_warm_up_nor_a_first_update_that_is_compiled_distorts_the_time_left(clock):
     console = plain_console()
     display = ProgressDisplay(100_000, TASKS, console=console)
-    train(display, clock, seconds=4, steps_per_second=5000)
-    clock.now += 60
-    train(display, clock, seconds=30, steps_per_second=100, start=20_000, updates_per_second=5)
-    assert "  100 steps/s  5.0 updates/s" in console.file.getvalue().splitlines()[-1]
+    train(display, clock, seconds=12, steps_per_second=5000)
+    clock.now += 60  # so a line is due
+    for second in range(1, 8):
+        display.advance_to(60_000 + second * 100, second * 5)
+        clock.now += 1
+    before, after = console.file.getvalue().splitlines()
+    assert before.endswith("ETA ?"), "the warm-up says nothing about that"
+    assert "60,600/100,000 steps (60.6%)  100 steps/s  5.0 updates/s" in after
+    assert after.endswith("ETA 0:06:34")
 
 
 def test_all_of_the_budget_is_all_there_is(clock):
@@ -156,6 +161,7 @@ def test_all_of_the_budget_is_all_there_is(clock):
 def test_no_line_is_too_long_for_a_small_terminal(clock):
     display = ProgressDisplay(20_000_000, TASKS, console=terminal_console())
     train(display, clock, seconds=4000, steps_per_second=2222, updates_per_second=1111)
+    clock.now += 10**6  # days, in which little happens
     console = terminal_console()
     console.print(display._render())
     lines = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue()).splitlines()

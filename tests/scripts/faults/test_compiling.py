@@ -1,12 +1,13 @@
 """Long runs compile their updates by themselves, and go on where that does not work."""
 
+import contextlib
 import signal
 
 import pytest
 
 from mtrl.checkpoint import load_latest
 
-UNCOMPILED = "updates are taken uncompiled, which takes longer: "
+UNCOMPILED = "updates are taken uncompiled, which takes longer and rounds otherwise: "
 
 
 @pytest.fixture
@@ -37,6 +38,23 @@ def test_a_long_run_is_compiled_and_goes_on_without_a_compiler_and_says_so(start
     assert f"{UNCOMPILED}`--compile` needs a C++ compiler, found none" in said
     assert f"compiled by {compiler} -> None" in said
     assert without is None
+
+
+def test_a_full_temporary_folder_costs_a_compiled_run_no_checkpoint(
+    start, endless, stop, disk, checkpoints, tmp_path
+):
+    options = [*endless, "--compile", "on"]
+    script = start("train_mt10", *options, environment={"TMPDIR": str(disk)})
+    script.wait_until(lambda: script.said("compiling an update"))
+    script.wait_until(lambda: checkpoints(tmp_path / "run"))
+    (disk / "filler").write_bytes(bytes(1 << 20))
+    with contextlib.suppress(OSError), (disk / "more").open("ab", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    saved = checkpoints(tmp_path / "run")[-1]
+    script.wait_until(lambda: checkpoints(tmp_path / "run")[-1] > saved)
+    _, compiler = stop(script)
+    assert compiler is not None
 
 
 def test_a_run_that_finds_no_room_to_compile_in_goes_on_and_says_so(start, endless, stop, disk):
