@@ -77,7 +77,8 @@ def test_interrupted_killed_and_resumed_a_run_has_no_gap_and_nothing_twice(
     script.signal(signal.SIGINT)
     result = script.wait()
     assert result.code == 130
-    assert "--resume --run-dir run" in result.err
+    *_, last = result.err.splitlines()
+    assert last == "INFO: stopped; to go on: --resume --run-dir run"
     assert "Traceback" not in result.err
     saved = newest_checkpoint()
     assert saved >= reached()
@@ -124,6 +125,9 @@ def test_a_finished_run_can_be_prolonged(finished, run, small, read_metrics):
     # The one at 400 was the last of the shorter run.
     assert steps_of(metrics, "eval/") == [160, 320, 400, 480]
     assert json.loads((path / "summary.json").read_text())["env_steps"] == 480
+    record = json.loads((path / "config.json").read_text())
+    steps = [each["config"]["total_steps"] for each in (*record["history"], record)]
+    assert steps == [400, 480]
 
 
 def test_a_finished_run_says_so_and_with_fewer_steps_it_is_refused(finished, run, small, snapshot):
@@ -131,12 +135,14 @@ def test_a_finished_run_says_so_and_with_fewer_steps_it_is_refused(finished, run
     options = [*small, "--wandb", "offline", "--run-dir", path, "--resume", "--total-steps"]
     result = run("train_mt10", *options, 400)
     assert result.code == 0
-    assert "all 400 steps are taken; to go on, give more --total-steps" in result.err
+    continuing = result.err.index("continuing from")
+    assert continuing < result.err.index("all 400 steps are taken; to go on, give more --total-")
     assert "400/400 steps (100.0%)" in result.err
     before = snapshot(path)
     result = run("train_mt10", *options, 240)
     assert result.code == 2
     assert "`--total-steps` is 240, but the run has taken 400: give more." in result.err
+    assert "changed setting" not in result.err
     assert snapshot(path) == before
 
 
