@@ -29,13 +29,16 @@ LINE = 64
 """Bytes that come from memory at once."""
 
 
+_files: set[str] = set()
+"""Where the functions are that are compiled here."""
+
+
 class _Teller(event.Listener):  # type: ignore[misc]
     """Is told by Numba of each function that it did not find in the cache."""
 
     def on_start(self, event: Any) -> None:
         """Tell the user, once; what is somebody else's is up to them."""
-        module = event.data["dispatcher"].py_func.__module__
-        if module.partition(".")[0] in ("mtrl", "envs"):
+        if event.data["dispatcher"].py_func.__code__.co_filename in _files:
             tell_of_compiling()
 
     def on_end(self, event: Any) -> None:
@@ -66,6 +69,7 @@ class Compiler:
 
     def kernel(self, function: F, **options: Any) -> F:
         """Compile a function; `options` are Numba's."""
+        _files.add(inspect.unwrap(function).__code__.co_filename)
         with self._cached() as cached:
             compiled = numba.njit(nogil=True, cache=cached, **options)(inspect.unwrap(function))
             _forgive_full_disks(compiled)
