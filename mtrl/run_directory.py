@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -125,6 +125,7 @@ class RunDirectory:
         *,
         may_differ: frozenset[str] = frozenset(),
         defaults: Mapping[str, Any] | None = None,
+        renewed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> "RunDirectory":
         """Go on with a run, under the same configuration.
 
@@ -135,6 +136,7 @@ class RunDirectory:
                 Such a change is stored by `keep_changes`.
             defaults: what a key counts as that the stored configuration lacks, as one does that a
                 later version has added.
+            renewed: spells a stored configuration as it is spelt now.
 
         Raises:
             UserError: there is no run, its config.json is damaged, the configuration differs in
@@ -148,7 +150,7 @@ class RunDirectory:
                 record = _read_record(path)
                 given = _as_json(config)
                 earlier = [old["config"] for old in [*record["history"], record]]
-                stored = flatten(_as_json(defaults or {})) | flatten(record["config"])
+                stored = flatten(_as_json(defaults or {})) | flatten(renewed(record["config"]))
                 changes = _refuse_differences(path, stored, flatten(given), may_differ)
                 if record["config"] != given:
                     history = [*record.pop("history"), record]

@@ -152,6 +152,14 @@ class Config:
         """
         return cls(agent=SACConfig(), overlap=False, compile="off").to_json()
 
+    @staticmethod
+    def renewed(options: dict[str, Any]) -> dict[str, Any]:
+        """Spell the options of an earlier run as this version does."""
+        compiled = options.get("compile", False)
+        if isinstance(compiled, bool):  # before there was "auto"
+            return {**options, "compile": "on" if compiled else "off"}
+        return options
+
     def validate(self) -> None:
         """Refuse what cannot work, before anything is built.
 
@@ -213,9 +221,7 @@ class Config:
         Raises:
             UserError: If the options are not those of this version, or cannot work.
         """
-        compiled = options.get("compile", False)
-        if isinstance(compiled, bool):  # in runs from before "auto"
-            options = {**options, "compile": "on" if compiled else "off"}
+        options = cls.renewed(options)
         try:
             _require_types(SACConfig, options["agent"])
             _require_types(cls, options)

@@ -152,6 +152,7 @@ def open_run(config: Config) -> RunDirectory:
             config.to_json(),
             may_differ=MAY_DIFFER_ON_RESUME,
             defaults=Config.without_options(),
+            renewed=Config.renewed,
         )
     few = len(config.benchmark) <= 3
     tasks = "+".join(config.benchmark) if few else f"{len(config.benchmark)}-tasks"
