@@ -1,7 +1,9 @@
 """Long runs compile their updates by themselves, and go on where that does not work."""
 
 import contextlib
+import os
 import signal
+import subprocess
 
 import pytest
 
@@ -43,14 +45,16 @@ def test_a_long_run_is_compiled_and_goes_on_without_a_compiler_and_says_so(start
 def test_a_full_temporary_folder_costs_a_compiled_run_no_checkpoint(
     start, endless, stop, disk, checkpoints, tmp_path
 ):
+    subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)  # what compiling takes
     options = [*endless, "--compile", "on"]
     script = start("train_mt10", *options, environment={"TMPDIR": str(disk)})
     script.wait_until(lambda: script.said("compiling an update"))
     script.wait_until(lambda: checkpoints(tmp_path / "run"))
-    (disk / "filler").write_bytes(bytes(1 << 20))
-    with contextlib.suppress(OSError), (disk / "more").open("ab", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
+    for size in (1 << 20, 1 << 12):
+        with contextlib.suppress(OSError), (disk / f"{size}").open("wb", buffering=0) as file:
+            while file.write(bytes(size)) == size:
+                pass
+    assert os.statvfs(disk).f_bavail == 0
     saved = checkpoints(tmp_path / "run")[-1]
     script.wait_until(lambda: checkpoints(tmp_path / "run")[-1] > saved)
     _, compiler = stop(script)
