@@ -38,7 +38,7 @@ WORTH_COMPILING = 20_000
 
 _messages = logging.getLogger("mtrl")
 
-OFF = "mend that, or give `--compile off`"
+_MEND = "mend that, or give `--compile off`"
 
 REMEDIES = {
     "cpu": "install g++ or clang++ and Python's headers, or give `--compile off`",
@@ -47,6 +47,7 @@ REMEDIES = {
 """For what is missing, by kind of device."""
 
 UNCOMPILED = "updates are taken uncompiled, which takes longer and rounds otherwise: %s"
+"""A message, which lacks the reason."""
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {
@@ -181,7 +182,7 @@ def compiler_version(device: torch.device) -> str:
     try:
         inductor = _torch_compiler()
     except (AttributeError, ImportError, OSError) as error:  # of a later torch, or of its cache
-        raise UserError(f"`--compile`: torch's compiler fails ({error}): {OFF}.") from error
+        raise UserError(f"`--compile`: torch's compiler fails ({error}): {_MEND}.") from error
     options = ["-shared", "-fPIC", "-fopenmp", f"-I{sysconfig.get_path('include')}"]
     try:
         compiler = inductor.cpp_builder.get_cpp_compiler()
@@ -196,7 +197,7 @@ def compiler_version(device: torch.device) -> str:
         found = _last_line(error.stderr)
         raise UserError(f"`--compile`: {compiler} fails ({found}): {remedy}.") from error
     except OSError as error:
-        raise UserError(f"`--compile`: there is no folder for it ({error}): {OFF}.") from error
+        raise UserError(f"`--compile`: there is no folder for it ({error}): {_MEND}.") from error
     return told.split("\n")[0]
 
 
@@ -345,7 +346,7 @@ def _compile(
             )
         except (inductor.exc.InductorError, inductor.exc.CppCompileError) as error:
             found = _last_line(str(error))
-            raise UserError(f"`--compile` failed ({found}): {OFF}.") from error
+            raise UserError(f"`--compile` failed ({found}): {_MEND}.") from error
     return compiled, modules[before:]
 
 

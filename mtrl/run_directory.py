@@ -11,8 +11,6 @@ A run directory holds:
     lock, lock.json  see `run_lock`
 """
 
-import datetime
-import json
 import logging
 import os
 import uuid
@@ -24,13 +22,10 @@ from typing import Any
 
 from .errors import UserError
 from .files import write_json_atomic
-from .provenance import library_versions, machine
 from .run_lock import RunLock
-from .seal import seal, unseal
+from .run_record import as_json, find_changes, flatten, local_time, make_record, read_record
 
-MAX_CONFIG_BYTES = 16 << 20
 _CONFIG = "config.json"
-_ABSENT = object()
 _WRITTEN = (
     *(_CONFIG, "metrics.jsonl", "checkpoints", "faults", "lock"),
     *("wandb", "wandb/helper.log", "wandb/run_id"),
@@ -106,7 +101,7 @@ class RunDirectory:
             try:
                 if _contents(path):  # another process was faster
                     raise _taken(path)
-                write_json_atomic(path / _CONFIG, _record(config, [], run_id))
+                write_json_atomic(path / _CONFIG, make_record(config, [], run_id))
             except BaseException:
                 lock.release()
                 raise
@@ -115,7 +110,7 @@ class RunDirectory:
                 f"`--run-dir` {path or root} cannot be written ({error.strerror}): "
                 "name a directory that you may write to"
             ) from error
-        return cls(path, _as_json(config), run_id, lock)
+        return cls(path, as_json(config), run_id, lock)
 
     @classmethod
     def resume(
@@ -148,13 +143,13 @@ class RunDirectory:
             lock = RunLock(path)
             try:
                 record = _read_record(path)
-                given = _as_json(config)
+                given = as_json(config)
                 earlier = [old["config"] for old in [*record["history"], record]]
-                stored = flatten(_as_json(defaults or {})) | flatten(renewed(record["config"]))
-                changes = _refuse_differences(path, stored, flatten(given), may_differ)
+                stored = flatten(as_json(defaults or {})) | flatten(renewed(record["config"]))
+                changes = find_changes(path, stored, flatten(given), may_differ)
                 if record["config"] != given:
                     history = [*record.pop("history"), record]
-                    changed = _Change(changes, _record(config, history, record["id"]))
+                    changed = _Change(changes, make_record(config, history, record["id"]))
             except BaseException:
                 lock.release()
                 raise
@@ -261,33 +256,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         if path.is_file():
             what = "is a file"
         raise UserError(f"run directory {path} {what}: give the directory of an earlier run")
-    try:
-        if (size := file.stat().st_size) > MAX_CONFIG_BYTES:
-            raise ValueError(f"{size} bytes")
-        record = json.loads(file.read_bytes())
-        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-            raise ValueError('no "config"')
-        if not isinstance(record.get("id"), str):
-            raise ValueError('"id" is not a string')
-        if not _is_history(record.get("history")):
-            raise ValueError('"history" is no list of earlier records')
-        record = unseal(record)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} is damaged or unreadable ({error}): restore it, or start another run"
-        ) from error
-    if record is None:
-        raise UserError(
-            f"{file} was changed or is damaged (it does not match its own SHA-256): put it back as "
-            "it was; what a run may go on with is given as options beside `--resume`"
-        )
-    return record
-
-
-def _is_history(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(old, dict) and isinstance(old.get("config"), dict) for old in value
-    )
+    return read_record(file)
 
 
 def _find_link(path: Path) -> str | None:
@@ -302,64 +271,9 @@ def _refuse_links(path: Path) -> None:
         )
 
 
-def _record(config: Mapping[str, Any], history: list[Any], run_id: str) -> dict[str, Any]:
-    return seal(
-        {
-            "id": run_id,
-            "config": config,
-            "versions": library_versions(),
-            "machine": machine(),
-            "started": _now().isoformat(timespec="seconds"),
-            "history": history,
-        }
-    )
-
-
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as it will be read back, so that a tuple equals the stored list."""
-    normalised: dict[str, Any] = json.loads(json.dumps(config))
-    return normalised
-
-
-def _refuse_differences(
-    path: Path, before: dict[str, Any], now: dict[str, Any], may_differ: frozenset[str]
-) -> list[str]:
-    """Return the changes, in words, or raise a UserError where one may not be."""
-    refused: list[str] = []
-    allowed: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
-        if old != new:
-            option = key.rpartition(".")[2].replace("_", "-")  # options have no prefixes
-            change = f"`--{option}`: {_show(old)} -> {_show(new)}"
-            (allowed if key in may_differ else refused).append(change)
-    if refused:
-        raise UserError(
-            f"`--resume`: the run in {path} has other settings (stored -> given): "
-            + ", ".join(refused)
-            + ". Give the stored ones, or start another run in a new `--run-dir`"
-        )
-    return allowed
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested configuration's values by dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _show(value: Any) -> str:
-    return "absent" if value is _ABSENT else json.dumps(value)
-
-
 def _make_default(root: Path, name: str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    stem = f"{name}_{_now():%Y-%m-%d_%H-%M-%S}"
+    stem = f"{name}_{local_time():%Y-%m-%d_%H-%M-%S}"
     path, number = root / stem, 1
     while True:
         try:
@@ -395,7 +309,3 @@ def _not_to_be_added_to(path: Path, error: OSError) -> UserError:
         f"`--run-dir` {path} cannot be written ({error.strerror}): resuming adds to it, so copy "
         "the run to where you may write"
     )
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now().astimezone()

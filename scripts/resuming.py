@@ -15,7 +15,8 @@ from mtrl.device import resolve_precision
 from mtrl.errors import UserError
 from mtrl.logging import JsonlLogger, Mark, read_metrics
 from mtrl.provenance import library_versions, machine
-from mtrl.run_directory import RunDirectory, flatten
+from mtrl.run_directory import RunDirectory
+from mtrl.run_record import flatten
 from mtrl.train import Progress
 from mtrl.types import State, Stateful
 
@@ -57,12 +58,12 @@ def latest_state(run: RunDirectory, config: Config) -> State | None:
         raise _misfit(run, error) from error
     refuse_other_settings(checkpoint.state, run)
     _messages.info("continuing from %s", checkpoint.path)
-    _tell_if_finished(Progress.from_state(checkpoint.state["progress"]), config)
+    _check_budget(Progress.from_state(checkpoint.state["progress"]), config)
     return checkpoint.state
 
 
-def _tell_if_finished(progress: Progress, config: Config) -> None:
-    """Say that there are no more steps to take, if so.
+def _check_budget(progress: Progress, config: Config) -> None:
+    """Refuse a budget that is spent already, and say where there are no more steps to take.
 
     Raises:
         UserError: The run has gone beyond what is asked for, by more than its last step.

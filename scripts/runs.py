@@ -14,7 +14,7 @@ from typing import Any
 
 from mtrl.curves import GroupCurve, RunCurve, at_common_steps, read_curve
 from mtrl.errors import UserError
-from mtrl.run_directory import MAX_CONFIG_BYTES, flatten
+from mtrl.run_record import MAX_CONFIG_BYTES, flatten
 
 from .config import MAY_DIFFER_ON_RESUME, Config
 
