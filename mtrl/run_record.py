@@ -114,4 +114,4 @@ def _show(value: Any) -> str:
 
 def local_time() -> datetime.datetime:
     """What the clock shows here."""
-    return datetime.datetime.local_time().astimezone()
+    return datetime.datetime.now().astimezone()
